@@ -1,0 +1,328 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *		Reading regpilot's tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "catalog.h"
+
+#include "access/genam.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_enum.h"
+#include "catalog/pg_type.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+
+#define SCHEMA_NAME "regpilot"
+
+/* Column numbers, as the install script makes them. */
+enum
+{
+	Anum_plan_name = 1,
+	Anum_plan_requests_per_minute,
+};
+
+enum
+{
+	Anum_project_id = 1,
+	Anum_project_name,
+	Anum_project_plan,
+};
+
+enum
+{
+	Anum_api_key_id = 1,
+	Anum_api_key_project_id,
+	Anum_api_key_name,
+	Anum_api_key_environment,
+	Anum_api_key_hint,
+	Anum_api_key_digest,
+	Anum_api_key_permissions,
+	Anum_api_key_requests_per_minute,
+	Anum_api_key_active,
+	Anum_api_key_revoked_at,
+	Anum_api_key_revoke_reason,
+	Anum_api_key_expires_at,
+};
+
+/* The lookups that are made, each through one unique index of one column. */
+typedef enum Lookup
+{
+	LOOKUP_KEY_BY_DIGEST,
+	LOOKUP_KEY_BY_ID,
+	LOOKUP_PROJECT,
+	LOOKUP_PLAN,
+} Lookup;
+
+#define LOOKUP_COUNT (LOOKUP_PLAN + 1)
+
+static const struct
+{
+	const char *table;
+	const char *index;
+	RegProcedure equality;
+}			lookups[LOOKUP_COUNT] = {
+	[LOOKUP_KEY_BY_DIGEST] = {"api_key", "api_key_digest_key", F_BYTEAEQ},
+	[LOOKUP_KEY_BY_ID] = {"api_key", "api_key_pkey", F_UUID_EQ},
+	[LOOKUP_PROJECT] = {"project", "project_pkey", F_UUID_EQ},
+	[LOOKUP_PLAN] = {"plan", "plan_pkey", F_TEXTEQ},
+};
+
+static const char *const verdict_names[VERDICT_COUNT] = {
+	[VERDICT_OK] = "ok",
+	[VERDICT_INVALID] = "invalid",
+	[VERDICT_INACTIVE] = "inactive",
+	[VERDICT_EXPIRED] = "expired",
+	[VERDICT_REVOKED] = "revoked",
+	[VERDICT_FORBIDDEN] = "forbidden",
+	[VERDICT_RATE_LIMITED] = "rate_limited",
+	[VERDICT_UNAVAILABLE] = "unavailable",
+};
+
+/* OIDs of what the extension made; looked up again when it may be no more. */
+static struct
+{
+	bool		valid;
+	Oid			tables[LOOKUP_COUNT];
+	Oid			indexes[LOOKUP_COUNT];
+	Oid			verdicts[VERDICT_COUNT];
+}			cache;
+
+/* An open table and index, with the scan and the row found by it. */
+typedef struct OpenLookup
+{
+	Relation	table;			/* NULL: not opened yet */
+	Relation	index;
+	IndexScanDesc scan;
+	TupleTableSlot *row;
+} OpenLookup;
+
+struct CatalogReader
+{
+	Snapshot	snapshot;
+	OpenLookup	open[LOOKUP_COUNT];
+};
+
+/*
+ * Called when a relation's description changes, or (InvalidOid) any's.  May run
+ * at any time that the server accepts invalidations, so it only clears a flag.
+ */
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid))
+		cache.valid = false;
+	for (int i = 0; i < LOOKUP_COUNT; i++)
+	{
+		if (relid == cache.tables[i] || relid == cache.indexes[i])
+			cache.valid = false;
+	}
+}
+
+void
+catalog_init(void)
+{
+	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+}
+
+static Oid
+type_oid(Oid schema, const char *name)
+{
+	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(name),
+						   ObjectIdGetDatum(schema));
+}
+
+static Oid
+verdict_oid(Oid type, Verdict verdict)
+{
+	return GetSysCacheOid2(ENUMTYPOIDNAME, Anum_pg_enum_oid, ObjectIdGetDatum(type),
+						   CStringGetDatum(verdict_names[verdict]));
+}
+
+/* Fill the cache.  False if the extension is not (wholly) there. */
+static bool
+fill_cache(void)
+{
+	Oid			schema = get_namespace_oid(SCHEMA_NAME, true);
+	Oid			verdict_type;
+	bool		complete = true;
+
+	if (!OidIsValid(schema))
+		return false;
+
+	/* first, so that what is invalidated while we look is looked up again */
+	cache.valid = true;
+
+	for (int i = 0; i < LOOKUP_COUNT; i++)
+	{
+		cache.tables[i] = get_relname_relid(lookups[i].table, schema);
+		cache.indexes[i] = get_relname_relid(lookups[i].index, schema);
+		complete &= OidIsValid(cache.tables[i]) && OidIsValid(cache.indexes[i]);
+	}
+
+	verdict_type = type_oid(schema, "verdict");
+	for (int i = 0; i < VERDICT_COUNT; i++)
+	{
+		cache.verdicts[i] = verdict_oid(verdict_type, (Verdict) i);
+		complete &= OidIsValid(cache.verdicts[i]);
+	}
+
+	if (!complete)
+		cache.valid = false;
+	return complete;
+}
+
+bool
+catalog_exists(void)
+{
+	return cache.valid || fill_cache();
+}
+
+CatalogReader *
+catalog_open(void)
+{
+	CatalogReader *reader;
+
+	if (!catalog_exists())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the tables of extension regpilot are not in this database"),
+				 errhint("Run CREATE EXTENSION regpilot.")));
+
+	reader = palloc0(sizeof(CatalogReader));
+	reader->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	return reader;
+}
+
+void
+catalog_close(CatalogReader *reader)
+{
+	for (int i = 0; i < LOOKUP_COUNT; i++)
+	{
+		OpenLookup *open = &reader->open[i];
+
+		if (open->table == NULL)
+			continue;
+		ExecDropSingleTupleTableSlot(open->row);
+		index_endscan(open->scan);
+		index_close(open->index, AccessShareLock);
+		table_close(open->table, AccessShareLock);
+	}
+	UnregisterSnapshot(reader->snapshot);
+	pfree(reader);
+}
+
+/*
+ * Find the row whose indexed column equals a value.  NULL if there is none;
+ * else the row is good until the next lookup of the same kind.
+ */
+static TupleTableSlot *
+find_row(CatalogReader *reader, Lookup lookup, Datum value)
+{
+	OpenLookup *open = &reader->open[lookup];
+	ScanKeyData scan_key;
+
+	if (open->table == NULL)
+	{
+		open->table = table_open(cache.tables[lookup], AccessShareLock);
+		open->index = index_open(cache.indexes[lookup], AccessShareLock);
+		open->scan = compat_index_beginscan(open->table, open->index, reader->snapshot);
+		open->row = table_slot_create(open->table, NULL);
+	}
+
+	ScanKeyInit(&scan_key, 1, BTEqualStrategyNumber, lookups[lookup].equality, value);
+	index_rescan(open->scan, &scan_key, 1, NULL, 0);
+	return index_getnext_slot(open->scan, ForwardScanDirection, open->row) ? open->row : NULL;
+}
+
+/* As find_row(), for a row that a foreign key says must be there. */
+static TupleTableSlot *
+find_referenced_row(CatalogReader *reader, Lookup lookup, Datum value)
+{
+	TupleTableSlot *row = find_row(reader, lookup, value);
+
+	if (row == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("table regpilot.%s lacks a row that an API key depends on",
+						lookups[lookup].table)));
+	return row;
+}
+
+bool
+catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], CatalogKey *key)
+{
+	struct
+	{
+		char		header[VARHDRSZ];
+		uint8		bytes[KEY_DIGEST_LENGTH];
+	}			digest_bytea;
+	TupleTableSlot *key_row;
+	TupleTableSlot *project_row;
+	TupleTableSlot *plan_row;
+	Datum		value;
+	bool		isnull;
+
+	SET_VARSIZE(&digest_bytea, sizeof(digest_bytea));
+	memcpy(digest_bytea.bytes, digest, KEY_DIGEST_LENGTH);
+
+	key_row = find_row(reader, LOOKUP_KEY_BY_DIGEST, PointerGetDatum(&digest_bytea));
+	if (key_row == NULL)
+		return false;
+
+	key->id = *DatumGetUUIDP(slot_getattr(key_row, Anum_api_key_id, &isnull));
+	key->project_id = slot_getattr(key_row, Anum_api_key_project_id, &isnull);
+	key->name = slot_getattr(key_row, Anum_api_key_name, &isnull);
+	key->environment = slot_getattr(key_row, Anum_api_key_environment, &isnull);
+	key->has_environment = !isnull;
+	key->hint = slot_getattr(key_row, Anum_api_key_hint, &isnull);
+	key->permissions = slot_getattr(key_row, Anum_api_key_permissions, &isnull);
+	key->active = DatumGetBool(slot_getattr(key_row, Anum_api_key_active, &isnull));
+	(void) slot_getattr(key_row, Anum_api_key_revoked_at, &isnull);
+	key->revoked = !isnull;
+	value = slot_getattr(key_row, Anum_api_key_expires_at, &isnull);
+	key->expires_at = isnull ? DT_NOEND : DatumGetTimestampTz(value);
+
+	project_row = find_referenced_row(reader, LOOKUP_PROJECT, key->project_id);
+	key->project = slot_getattr(project_row, Anum_project_name, &isnull);
+	key->plan = slot_getattr(project_row, Anum_project_plan, &isnull);
+
+	/* the key's own limit, or else its plan's */
+	value = slot_getattr(key_row, Anum_api_key_requests_per_minute, &isnull);
+	if (isnull)
+	{
+		plan_row = find_referenced_row(reader, LOOKUP_PLAN, key->plan);
+		value = slot_getattr(plan_row, Anum_plan_requests_per_minute, &isnull);
+	}
+	key->requests_per_minute = isnull ? 0 : DatumGetInt32(value);
+	return true;
+}
+
+bool
+catalog_has_key(CatalogReader *reader, const pg_uuid_t *id)
+{
+	return find_row(reader, LOOKUP_KEY_BY_ID, UUIDPGetDatum(id)) != NULL;
+}
+
+Datum
+catalog_verdict(Verdict verdict)
+{
+	return ObjectIdGetDatum(cache.verdicts[verdict]);
+}
+
+Oid
+catalog_secret_type(void)
+{
+	return type_oid(get_namespace_oid(SCHEMA_NAME, false), "secret");
+}

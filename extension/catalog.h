@@ -1,0 +1,87 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.h
+ *		Reading regpilot's tables: which relations they are, and the key that
+ *		has a digest.
+ *
+ * Lookups are direct index scans under the latest snapshot, so they see what
+ * was committed before they began, also inside a REPEATABLE READ transaction,
+ * and check no privileges: EXECUTE on the calling function is the gate.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef REGPILOT_CATALOG_H
+#define REGPILOT_CATALOG_H
+
+#include "regpilot.h"
+
+#include "datatype/timestamp.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "key.h"
+
+/* As in the type regpilot.verdict, in the order of the checks after "ok". */
+typedef enum Verdict
+{
+	VERDICT_OK,					/* admitted and counted */
+	VERDICT_INVALID,			/* no such key */
+	VERDICT_INACTIVE,			/* disabled by an admin */
+	VERDICT_EXPIRED,			/* its time is over */
+	VERDICT_REVOKED,			/* for good */
+	VERDICT_FORBIDDEN,			/* lacks the permission asked for */
+	VERDICT_RATE_LIMITED,		/* no place in the window */
+	VERDICT_UNAVAILABLE,		/* cannot be judged: no slot to count it in */
+} Verdict;
+
+#define VERDICT_COUNT (VERDICT_UNAVAILABLE + 1)
+
+typedef struct CatalogReader CatalogReader;
+
+/*
+ * A key with its project and plan.  The Datums point into buffers that the
+ * reader keeps pinned until its next lookup.
+ */
+typedef struct CatalogKey
+{
+	pg_uuid_t	id;
+	Datum		project_id;		/* uuid */
+	Datum		project;		/* text */
+	Datum		plan;			/* text */
+	Datum		name;			/* text */
+	Datum		hint;			/* text */
+	Datum		environment;	/* text */
+	bool		has_environment;
+	Datum		permissions;	/* text[] */
+	int			requests_per_minute;	/* in force; 0: unlimited */
+	bool		active;
+	bool		revoked;
+	TimestampTz expires_at;		/* infinity if never */
+} CatalogKey;
+
+/* Register for invalidations.  Called once, at preload. */
+extern void catalog_init(void);
+
+/* Whether the extension is installed in this database. */
+extern bool catalog_exists(void);
+
+/*
+ * Open the tables for lookups under one snapshot.  Raises
+ * ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE if they are not there.  After an error
+ * the transaction's clean-up closes the reader.
+ */
+extern CatalogReader *catalog_open(void);
+extern void catalog_close(CatalogReader *reader);
+
+/* Find a key by its digest or by its id; false if there is none. */
+extern pg_nodiscard bool catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH],
+							 CatalogKey *key);
+extern pg_nodiscard bool catalog_has_key(CatalogReader *reader, const pg_uuid_t *id);
+
+/* A verdict as a Datum of regpilot.verdict. */
+extern Datum catalog_verdict(Verdict verdict);
+
+/* The OID of regpilot.secret. */
+extern Oid	catalog_secret_type(void);
+
+#endif							/* REGPILOT_CATALOG_H */

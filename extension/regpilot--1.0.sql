@@ -1,0 +1,314 @@
+/* extension/regpilot--1.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION regpilot" to load this file. \quit
+
+--
+-- Roles. They belong to the cluster, not to the database, so they may be here
+-- already and DROP EXTENSION leaves them. All are NOLOGIN: grant them to your
+-- own login roles.
+--
+DO $$
+DECLARE
+	role_name text;
+BEGIN
+	FOREACH role_name IN ARRAY
+		ARRAY['regpilot_admin', 'regpilot_responder', 'regpilot_reader']
+	LOOP
+		IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role_name) THEN
+			EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', role_name);
+		END IF;
+	END LOOP;
+END
+$$;
+
+--
+-- regpilot.secret: a key on its way in. Input hashes, output redacts, and the
+-- internal form is the SHA-256 digest; see secret.c.
+--
+CREATE TYPE regpilot.secret;
+
+CREATE FUNCTION regpilot.secret_in(cstring) RETURNS regpilot.secret
+	AS 'MODULE_PATHNAME', 'regpilot_secret_in' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION regpilot.secret_out(regpilot.secret) RETURNS cstring
+	AS 'MODULE_PATHNAME', 'regpilot_secret_out' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION regpilot.secret_recv(internal) RETURNS regpilot.secret
+	AS 'MODULE_PATHNAME', 'regpilot_secret_recv' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE FUNCTION regpilot.secret_send(regpilot.secret) RETURNS bytea
+	AS 'MODULE_PATHNAME', 'regpilot_secret_send' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+CREATE TYPE regpilot.secret (
+	INPUT = regpilot.secret_in,
+	OUTPUT = regpilot.secret_out,
+	RECEIVE = regpilot.secret_recv,
+	SEND = regpilot.secret_send,
+	INTERNALLENGTH = 32,
+	ALIGNMENT = char
+);
+
+CREATE FUNCTION regpilot.secret_digest(regpilot.secret) RETURNS bytea
+	AS 'MODULE_PATHNAME', 'regpilot_secret_digest' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE CAST (regpilot.secret AS bytea) WITH FUNCTION regpilot.secret_digest(regpilot.secret);
+
+--
+-- Tables
+--
+-- Plan names are COLLATE "C": catalog.c looks them up in that order, and no
+-- change of the C library's collations can harm their index.
+CREATE TABLE regpilot.plan (
+	name text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_-]{0,62}$'),
+	requests_per_minute int CHECK (requests_per_minute > 0)
+);
+COMMENT ON COLUMN regpilot.plan.requests_per_minute IS 'NULL: unlimited';
+
+INSERT INTO regpilot.plan VALUES
+	('free', 10), ('startup', 100), ('growth', 500), ('enterprise', NULL);
+
+CREATE TABLE regpilot.project (
+	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+	name text NOT NULL UNIQUE
+		CHECK (pg_catalog.char_length(name) BETWEEN 1 AND 200 AND name !~ '[[:cntrl:]]'),
+	plan text COLLATE "C" NOT NULL DEFAULT 'free' REFERENCES regpilot.plan (name) ON UPDATE CASCADE
+);
+
+-- catalog.c reads plan, project and api_key by column number and finds the
+-- digest through the index of the constraint api_key_digest_key: add columns
+-- at the end only.
+CREATE TABLE regpilot.api_key (
+	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+	project_id uuid NOT NULL REFERENCES regpilot.project (id) ON DELETE CASCADE,
+	name text NOT NULL
+		CHECK (pg_catalog.char_length(name) BETWEEN 1 AND 200 AND name !~ '[[:cntrl:]]'),
+	environment text CHECK (environment IN ('dev', 'staging', 'prod', 'ci')),
+	hint text NOT NULL CHECK (pg_catalog.char_length(hint) BETWEEN 1 AND 64),
+	digest bytea NOT NULL CONSTRAINT api_key_digest_key UNIQUE
+		CHECK (pg_catalog.octet_length(digest) = 32),
+	permissions text[] NOT NULL
+		CHECK (pg_catalog.cardinality(permissions) BETWEEN 1 AND 4 AND
+			   permissions <@ ARRAY['gateway:read', 'gateway:write', 'logs:read', 'analytics:read']),
+	requests_per_minute int CHECK (requests_per_minute > 0),
+	active bool NOT NULL DEFAULT true,
+	revoked_at timestamptz,
+	revoke_reason text,
+	expires_at timestamptz,
+	rotated_from uuid,			-- no foreign key: one to its own table cannot be dumped in order
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	created_by text NOT NULL DEFAULT session_user,
+	flagged_at timestamptz,
+	reviewed_at timestamptz
+);
+CREATE INDEX api_key_project_id_idx ON regpilot.api_key (project_id);
+COMMENT ON COLUMN regpilot.api_key.requests_per_minute IS 'NULL: the limit of the project''s plan';
+COMMENT ON COLUMN regpilot.api_key.hint IS 'what a list may show of the key: its prefix and last four characters';
+COMMENT ON COLUMN regpilot.api_key.digest IS 'SHA-256 of the whole key';
+
+-- Written by the worker only. Room is left in each page so that updates stay
+-- heap-only.
+CREATE TABLE regpilot.key_usage (
+	key_id uuid NOT NULL REFERENCES regpilot.api_key (id) ON DELETE CASCADE,
+	environment text NOT NULL CHECK (environment IN ('dev', 'staging', 'prod', 'ci', 'other')),
+	total_requests bigint NOT NULL,
+	failed_requests bigint NOT NULL,
+	prompt_tokens bigint NOT NULL,
+	completion_tokens bigint NOT NULL,
+	last_used_at timestamptz,
+	PRIMARY KEY (key_id, environment)
+) WITH (fillfactor = 50);
+
+CREATE TABLE regpilot.upstream (
+	name text PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_-]{0,62}$'),
+	base_url text NOT NULL CHECK (base_url ~ '^(https?://[^[:space:]]+|builtin:echo)$'),
+	secret_name text CHECK (secret_name ~ '^[A-Z][A-Z0-9_]{0,127}$')
+);
+COMMENT ON COLUMN regpilot.upstream.base_url IS
+	'an OpenAI-compatible base such as https://api.openai.com/v1, or builtin:echo';
+COMMENT ON COLUMN regpilot.upstream.secret_name IS
+	'the name under which the responder finds the credential; never the credential';
+
+CREATE TABLE regpilot.route (
+	id int PRIMARY KEY GENERATED BY DEFAULT AS IDENTITY,
+	quality text CHECK (quality IN ('cheap', 'balanced', 'frontier')),
+	alias text CHECK (pg_catalog.char_length(alias) BETWEEN 1 AND 200 AND alias !~ '[[:cntrl:]]'),
+	upstream text NOT NULL REFERENCES regpilot.upstream (name) ON UPDATE CASCADE ON DELETE CASCADE,
+	model text CHECK (pg_catalog.char_length(model) BETWEEN 1 AND 200 AND model !~ '[[:cntrl:]]'),
+	priority int NOT NULL DEFAULT 100,
+	CHECK (pg_catalog.num_nonnulls(quality, alias) = 1),
+	CHECK (quality IS NULL OR model IS NOT NULL)
+);
+COMMENT ON COLUMN regpilot.route.quality IS 'requests of this quality tier go this way';
+COMMENT ON COLUMN regpilot.route.alias IS 'requests for this model name go this way; *: for any name without a route of its own';
+COMMENT ON COLUMN regpilot.route.model IS 'the model asked of the upstream; NULL: the name that the request gave';
+COMMENT ON COLUMN regpilot.route.priority IS 'lowest first';
+
+INSERT INTO regpilot.upstream VALUES ('builtin', 'builtin:echo', NULL);
+INSERT INTO regpilot.route (quality, alias, upstream, model, priority) VALUES
+	('cheap', NULL, 'builtin', 'echo', 1000),
+	('balanced', NULL, 'builtin', 'echo', 1000),
+	('frontier', NULL, 'builtin', 'echo', 1000),
+	(NULL, '*', 'builtin', 'echo', 1000);
+
+-- Tell responders, which LISTEN, that the routing tables have changed.
+CREATE FUNCTION regpilot.notify_routes() RETURNS trigger
+	LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	PERFORM pg_catalog.pg_notify('regpilot_routes', '');
+	RETURN NULL;
+END
+$$;
+CREATE TRIGGER notify_routes AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON regpilot.upstream
+	FOR EACH STATEMENT EXECUTE FUNCTION regpilot.notify_routes();
+CREATE TRIGGER notify_routes AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON regpilot.route
+	FOR EACH STATEMENT EXECUTE FUNCTION regpilot.notify_routes();
+
+-- What CREATE EXTENSION does not make again belongs to a dump.
+SELECT pg_catalog.pg_extension_config_dump('regpilot.plan',
+	$$WHERE name NOT IN ('free', 'startup', 'growth', 'enterprise')$$);
+SELECT pg_catalog.pg_extension_config_dump('regpilot.project', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.api_key', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.key_usage', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.upstream', $$WHERE name <> 'builtin'$$);
+SELECT pg_catalog.pg_extension_config_dump('regpilot.route', 'WHERE id > 4');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.route_id_seq', '');
+
+--
+-- Life of a key
+--
+CREATE FUNCTION regpilot.create_project(name text, plan text DEFAULT 'free') RETURNS uuid
+	AS 'MODULE_PATHNAME', 'regpilot_create_project' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+CREATE FUNCTION regpilot.create_key(project uuid, name text, environment text DEFAULT NULL,
+		permissions text[] DEFAULT ARRAY['gateway:read', 'gateway:write', 'logs:read', 'analytics:read'],
+		expires_at timestamptz DEFAULT NULL, requests_per_minute int DEFAULT NULL,
+		OUT key_id uuid, OUT key text, OUT hint text)
+	AS 'MODULE_PATHNAME', 'regpilot_create_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION regpilot.create_key(uuid, text, text, text[], timestamptz, int) IS
+	'issue a key; its plaintext is returned here and kept nowhere';
+
+CREATE FUNCTION regpilot.revoke_key(key_id uuid, reason text DEFAULT NULL) RETURNS void
+	AS 'MODULE_PATHNAME', 'regpilot_revoke_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION regpilot.disable_key(key_id uuid) RETURNS void
+	AS 'MODULE_PATHNAME', 'regpilot_disable_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+CREATE FUNCTION regpilot.enable_key(key_id uuid) RETURNS void
+	AS 'MODULE_PATHNAME', 'regpilot_enable_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+CREATE FUNCTION regpilot.key_checksum_ok(key text) RETURNS bool
+	AS 'MODULE_PATHNAME', 'regpilot_key_checksum_ok' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+--
+-- Checking a key
+--
+CREATE TYPE regpilot.verdict AS ENUM (
+	'ok', 'invalid', 'inactive', 'expired', 'revoked', 'forbidden', 'rate_limited', 'unavailable'
+);
+
+CREATE TYPE regpilot.authorization AS (
+	verdict regpilot.verdict,
+	key_id uuid,				-- this and what follows: NULL when no such key
+	project_id uuid,
+	plan text,
+	requests_per_minute int,	-- the limit in force; NULL: unlimited
+	remaining int,				-- places left; NULL: unlimited, or not judged
+	retry_after int,			-- seconds; set when rate_limited
+	reset_at timestamptz,		-- when the next place frees; NULL: unlimited, or not judged
+	project text,
+	name text,
+	hint text,
+	environment text,			-- the key's own
+	counted_as text,			-- the environment that the request counts under
+	permissions text[]
+);
+
+CREATE FUNCTION regpilot.authorize(secret regpilot.secret,
+		permission text DEFAULT 'gateway:write', environment text DEFAULT NULL)
+	RETURNS regpilot.authorization
+	AS 'MODULE_PATHNAME', 'regpilot_authorize' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+CREATE FUNCTION regpilot.authorize_many(ordinals int[], secrets regpilot.secret[],
+		permissions text[], environments text[])
+	RETURNS TABLE (ordinal int, verdict regpilot.verdict, key_id uuid, project_id uuid, plan text,
+		requests_per_minute int, remaining int, retry_after int, reset_at timestamptz,
+		project text, name text, hint text, environment text, counted_as text, permissions text[])
+	AS 'MODULE_PATHNAME', 'regpilot_authorize_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+--
+-- Usage
+--
+CREATE FUNCTION regpilot.record_many(key_ids uuid[], environments text[], statuses int[],
+		latencies_ms int[], models text[], prompt_tokens bigint[], completion_tokens bigint[])
+	RETURNS int
+	AS 'MODULE_PATHNAME', 'regpilot_record_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+CREATE FUNCTION regpilot.flush_usage() RETURNS int
+	AS 'MODULE_PATHNAME', 'regpilot_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+CREATE VIEW regpilot.key_overview AS
+SELECT
+	k.id AS key_id,
+	k.project_id,
+	p.name AS project,
+	k.name,
+	k.hint,
+	k.environment,
+	CASE
+		WHEN k.revoked_at IS NOT NULL THEN 'revoked'
+		WHEN NOT k.active THEN 'inactive'
+		WHEN k.expires_at <= pg_catalog.now() THEN 'expired'
+		ELSE 'active'
+	END AS status,
+	k.permissions,
+	p.plan,
+	coalesce(k.requests_per_minute, pl.requests_per_minute) AS requests_per_minute,
+	k.created_at,
+	k.expires_at,
+	u.last_used_at,
+	coalesce(u.total_requests, 0) AS total_requests,
+	coalesce(u.failed_requests, 0) AS failed_requests,
+	coalesce(pg_catalog.round(100.0 * u.failed_requests / nullif(u.total_requests, 0), 2), 0) AS error_rate,
+	coalesce(u.active_environments, '{}') AS active_environments,
+	k.flagged_at,
+	k.revoked_at IS NULL AND k.active AND
+		k.created_at + pg_catalog.current_setting('regpilot.rotation_period', true)::interval <= pg_catalog.now()
+		AS rotation_due,
+	k.rotated_from
+FROM regpilot.api_key k
+	JOIN regpilot.project p ON p.id = k.project_id
+	JOIN regpilot.plan pl ON pl.name = p.plan
+	LEFT JOIN LATERAL (
+		SELECT
+			pg_catalog.max(last_used_at) AS last_used_at,
+			pg_catalog.sum(total_requests)::bigint AS total_requests,
+			pg_catalog.sum(failed_requests)::bigint AS failed_requests,
+			pg_catalog.array_agg(environment ORDER BY environment)
+				FILTER (WHERE last_used_at > pg_catalog.now() - interval '30 days') AS active_environments
+		FROM regpilot.key_usage
+		WHERE key_id = k.id
+	) u ON true;
+
+--
+-- Privileges. The hot functions read by direct index scan, which asks for no
+-- table privilege: EXECUTE on them is the gate.
+--
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA regpilot FROM PUBLIC;
+REVOKE ALL ON TYPE regpilot.secret FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA regpilot TO regpilot_admin, regpilot_responder, regpilot_reader;
+
+GRANT EXECUTE ON FUNCTION
+	regpilot.authorize(regpilot.secret, text, text),
+	regpilot.authorize_many(int[], regpilot.secret[], text[], text[]),
+	regpilot.record_many(uuid[], text[], int[], int[], text[], bigint[], bigint[])
+	TO regpilot_responder;
+GRANT SELECT ON regpilot.upstream, regpilot.route TO regpilot_responder;
+
+GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.key_usage, regpilot.upstream,
+	regpilot.route, regpilot.key_overview TO regpilot_reader, regpilot_admin;
+GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text) TO regpilot_reader;
+
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA regpilot TO regpilot_admin;
+GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.api_key,
+	regpilot.upstream, regpilot.route TO regpilot_admin;
+-- all of a key but its digest
+GRANT SELECT (id, project_id, name, environment, hint, permissions, requests_per_minute, active,
+	revoked_at, revoke_reason, expires_at, rotated_from, created_at, created_by, flagged_at,
+	reviewed_at) ON regpilot.api_key TO regpilot_admin;

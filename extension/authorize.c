@@ -56,24 +56,24 @@ enum
 /* One row of regpilot.authorization. */
 typedef struct Authorization
 {
-	CatalogKey	key;			/* the Datums in values point to it or through it */
-	Datum		values[AUTHORIZATION_COUNT];
-	bool		nulls[AUTHORIZATION_COUNT];
+	CatalogKey key; /* the Datums in values point to it or through it */
+	Datum values[AUTHORIZATION_COUNT];
+	bool nulls[AUTHORIZATION_COUNT];
 } Authorization;
 
 /* The elements of an array argument. */
 typedef struct Elements
 {
-	Datum	   *values;
-	bool	   *nulls;
-	int			count;
+	Datum *values;
+	bool *nulls;
+	int count;
 } Elements;
 
 static bool
 has_permission(ArrayType *permissions, const text *wanted)
 {
-	Datum	   *values;
-	int			count;
+	Datum *values;
+	int count;
 
 	deconstruct_array(permissions, TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, &count);
 	for (int i = 0; i < count; i++)
@@ -109,7 +109,7 @@ set_value(Authorization *row, int attribute, Datum value)
 static Verdict
 admit(Authorization *row, Environment environment, TimestampTz now)
 {
-	int			limit = row->key.requests_per_minute;
+	int limit = row->key.requests_per_minute;
 	RateDecision decision;
 	UsageAdmission admission = usage_admit(&row->key.id, environment, limit, now, &decision);
 
@@ -143,7 +143,7 @@ authorize(CatalogReader *reader, const uint8 *secret, const text *permission,
 	CatalogKey *key = &row->key;
 	Environment counted_as;
 	TimestampTz now = GetCurrentTimestamp();
-	Verdict		verdict;
+	Verdict verdict;
 
 	memset(row->nulls, true, sizeof(row->nulls));
 
@@ -173,7 +173,8 @@ authorize(CatalogReader *reader, const uint8 *secret, const text *permission,
 		verdict = VERDICT_INACTIVE;
 	else if (key->expires_at <= now)
 		verdict = VERDICT_EXPIRED;
-	else if (permission != NULL && !has_permission(DatumGetArrayTypeP(key->permissions), permission))
+	else if (permission != NULL &&
+			 !has_permission(DatumGetArrayTypeP(key->permissions), permission))
 		verdict = VERDICT_FORBIDDEN;
 	else
 		verdict = admit(row, counted_as, now);
@@ -188,9 +189,9 @@ regpilot_authorize(PG_FUNCTION_ARGS)
 	const text *permission = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
 	const text *environment = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
 	CatalogReader *reader;
-	TupleDesc	descriptor;
+	TupleDesc descriptor;
 	Authorization row;
-	Datum		result;
+	Datum result;
 
 	usage_require();
 	reader = catalog_open();
@@ -211,28 +212,26 @@ regpilot_authorize(PG_FUNCTION_ARGS)
 static Elements
 get_elements(FunctionCallInfo fcinfo, int argument, int count)
 {
-	Elements	elements;
-	ArrayType  *array;
-	int16		length;
-	bool		by_value;
-	char		alignment;
+	Elements elements;
+	ArrayType *array;
+	int16 length;
+	bool by_value;
+	char alignment;
 
 	if (PG_ARGISNULL(argument))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("array argument %d must not be null", argument + 1)));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("array argument %d must not be null", argument + 1)));
 
 	array = PG_GETARG_ARRAYTYPE_P(argument);
 	get_typlenbyvalalign(ARR_ELEMTYPE(array), &length, &by_value, &alignment);
-	deconstruct_array(array, ARR_ELEMTYPE(array), length, by_value, alignment,
-					  &elements.values, &elements.nulls, &elements.count);
+	deconstruct_array(array, ARR_ELEMTYPE(array), length, by_value, alignment, &elements.values,
+					  &elements.nulls, &elements.count);
 
 	if (count >= 0 && elements.count != count)
 		ereport(ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("array arguments differ in length"),
-				 errdetail("Argument 1 has %d elements, argument %d has %d.",
-						   count, argument + 1, elements.count),
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR), errmsg("array arguments differ in length"),
+				 errdetail("Argument 1 has %d elements, argument %d has %d.", count, argument + 1,
+						   elements.count),
 				 errhint("Give each request one element in every array.")));
 	return elements;
 }
@@ -255,10 +254,10 @@ Datum
 regpilot_authorize_many(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	Elements	ordinals = get_elements(fcinfo, 0, -1);
-	Elements	secrets = get_elements(fcinfo, 1, ordinals.count);
-	Elements	permissions = get_elements(fcinfo, 2, ordinals.count);
-	Elements	environments = get_elements(fcinfo, 3, ordinals.count);
+	Elements ordinals = get_elements(fcinfo, 0, -1);
+	Elements secrets = get_elements(fcinfo, 1, ordinals.count);
+	Elements permissions = get_elements(fcinfo, 2, ordinals.count);
+	Elements environments = get_elements(fcinfo, 3, ordinals.count);
 	CatalogReader *reader;
 
 	usage_require();
@@ -268,8 +267,8 @@ regpilot_authorize_many(PG_FUNCTION_ARGS)
 	for (int i = 0; i < ordinals.count; i++)
 	{
 		Authorization row;
-		Datum		values[1 + AUTHORIZATION_COUNT];
-		bool		nulls[1 + AUTHORIZATION_COUNT];
+		Datum values[1 + AUTHORIZATION_COUNT];
+		bool nulls[1 + AUTHORIZATION_COUNT];
 
 		authorize(reader, element_pointer(&secrets, i), element_text(&permissions, i),
 				  element_text(&environments, i), &row);
@@ -303,13 +302,13 @@ record(CatalogReader *reader, const pg_uuid_t *key_id, Environment environment,
 Datum
 regpilot_record_many(PG_FUNCTION_ARGS)
 {
-	Elements	key_ids = get_elements(fcinfo, 0, -1);
-	Elements	environments = get_elements(fcinfo, 1, key_ids.count);
-	Elements	statuses = get_elements(fcinfo, 2, key_ids.count);
-	Elements	prompt_tokens;
-	Elements	completion_tokens;
+	Elements key_ids = get_elements(fcinfo, 0, -1);
+	Elements environments = get_elements(fcinfo, 1, key_ids.count);
+	Elements statuses = get_elements(fcinfo, 2, key_ids.count);
+	Elements prompt_tokens;
+	Elements completion_tokens;
 	CatalogReader *reader;
-	int			recorded = 0;
+	int recorded = 0;
 
 	/* latencies and models are checked here and have no table yet */
 	(void) get_elements(fcinfo, 3, key_ids.count);

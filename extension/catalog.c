@@ -72,7 +72,7 @@ static const struct
 	const char *table;
 	const char *index;
 	RegProcedure equality;
-}			lookups[LOOKUP_COUNT] = {
+} lookups[LOOKUP_COUNT] = {
 	[LOOKUP_KEY_BY_DIGEST] = {"api_key", "api_key_digest_key", F_BYTEAEQ},
 	[LOOKUP_KEY_BY_ID] = {"api_key", "api_key_pkey", F_UUID_EQ},
 	[LOOKUP_PROJECT] = {"project", "project_pkey", F_UUID_EQ},
@@ -93,25 +93,25 @@ static const char *const verdict_names[VERDICT_COUNT] = {
 /* OIDs of what the extension made; looked up again when it may be no more. */
 static struct
 {
-	bool		valid;
-	Oid			tables[LOOKUP_COUNT];
-	Oid			indexes[LOOKUP_COUNT];
-	Oid			verdicts[VERDICT_COUNT];
-}			cache;
+	bool valid;
+	Oid tables[LOOKUP_COUNT];
+	Oid indexes[LOOKUP_COUNT];
+	Oid verdicts[VERDICT_COUNT];
+} cache;
 
 /* An open table and index, with the scan and the row found by it. */
 typedef struct OpenLookup
 {
-	Relation	table;			/* NULL: not opened yet */
-	Relation	index;
+	Relation table; /* NULL: not opened yet */
+	Relation index;
 	IndexScanDesc scan;
 	TupleTableSlot *row;
 } OpenLookup;
 
 struct CatalogReader
 {
-	Snapshot	snapshot;
-	OpenLookup	open[LOOKUP_COUNT];
+	Snapshot snapshot;
+	OpenLookup open[LOOKUP_COUNT];
 };
 
 /*
@@ -154,9 +154,9 @@ verdict_oid(Oid type, Verdict verdict)
 static bool
 fill_cache(void)
 {
-	Oid			schema = get_namespace_oid(SCHEMA_NAME, true);
-	Oid			verdict_type;
-	bool		complete = true;
+	Oid schema = get_namespace_oid(SCHEMA_NAME, true);
+	Oid verdict_type;
+	bool complete = true;
 
 	if (!OidIsValid(schema))
 		return false;
@@ -195,10 +195,9 @@ catalog_open(void)
 	CatalogReader *reader;
 
 	if (!catalog_exists())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the tables of extension regpilot are not in this database"),
-				 errhint("Run CREATE EXTENSION regpilot.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("the tables of extension regpilot are not in this database"),
+						errhint("Run CREATE EXTENSION regpilot.")));
 
 	reader = palloc0(sizeof(CatalogReader));
 	reader->snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -253,10 +252,9 @@ find_referenced_row(CatalogReader *reader, Lookup lookup, Datum value)
 	TupleTableSlot *row = find_row(reader, lookup, value);
 
 	if (row == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("table regpilot.%s lacks a row that an API key depends on",
-						lookups[lookup].table)));
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg("table regpilot.%s lacks a row that an API key depends on",
+							   lookups[lookup].table)));
 	return row;
 }
 
@@ -265,14 +263,14 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 {
 	struct
 	{
-		char		header[VARHDRSZ];
-		uint8		bytes[KEY_DIGEST_LENGTH];
-	}			digest_bytea;
+		int32 header; /* of a varlena, and its alignment */
+		uint8 bytes[KEY_DIGEST_LENGTH];
+	} digest_bytea;
 	TupleTableSlot *key_row;
 	TupleTableSlot *project_row;
 	TupleTableSlot *plan_row;
-	Datum		value;
-	bool		isnull;
+	Datum value;
+	bool isnull;
 
 	SET_VARSIZE(&digest_bytea, sizeof(digest_bytea));
 	memcpy(digest_bytea.bytes, digest, KEY_DIGEST_LENGTH);

@@ -24,14 +24,14 @@
 /* As in the type regpilot.verdict, in the order of the checks after "ok". */
 typedef enum Verdict
 {
-	VERDICT_OK,					/* admitted and counted */
-	VERDICT_INVALID,			/* no such key */
-	VERDICT_INACTIVE,			/* disabled by an admin */
-	VERDICT_EXPIRED,			/* its time is over */
-	VERDICT_REVOKED,			/* for good */
-	VERDICT_FORBIDDEN,			/* lacks the permission asked for */
-	VERDICT_RATE_LIMITED,		/* no place in the window */
-	VERDICT_UNAVAILABLE,		/* cannot be judged: no slot to count it in */
+	VERDICT_OK,			  /* admitted and counted */
+	VERDICT_INVALID,	  /* no such key */
+	VERDICT_INACTIVE,	  /* disabled by an admin */
+	VERDICT_EXPIRED,	  /* its time is over */
+	VERDICT_REVOKED,	  /* for good */
+	VERDICT_FORBIDDEN,	  /* lacks the permission asked for */
+	VERDICT_RATE_LIMITED, /* no place in the window */
+	VERDICT_UNAVAILABLE,  /* cannot be judged: no slot to count it in */
 } Verdict;
 
 #define VERDICT_COUNT (VERDICT_UNAVAILABLE + 1)
@@ -44,19 +44,19 @@ typedef struct CatalogReader CatalogReader;
  */
 typedef struct CatalogKey
 {
-	pg_uuid_t	id;
-	Datum		project_id;		/* uuid */
-	Datum		project;		/* text */
-	Datum		plan;			/* text */
-	Datum		name;			/* text */
-	Datum		hint;			/* text */
-	Datum		environment;	/* text */
-	bool		has_environment;
-	Datum		permissions;	/* text[] */
-	int			requests_per_minute;	/* in force; 0: unlimited */
-	bool		active;
-	bool		revoked;
-	TimestampTz expires_at;		/* infinity if never */
+	pg_uuid_t id;
+	Datum project_id;  /* uuid */
+	Datum project;	   /* text */
+	Datum plan;		   /* text */
+	Datum name;		   /* text */
+	Datum hint;		   /* text */
+	Datum environment; /* text */
+	bool has_environment;
+	Datum permissions;		 /* text[] */
+	int requests_per_minute; /* in force; 0: unlimited */
+	bool active;
+	bool revoked;
+	TimestampTz expires_at; /* infinity if never */
 } CatalogKey;
 
 /* Register for invalidations.  Called once, at preload. */
@@ -74,14 +74,14 @@ extern CatalogReader *catalog_open(void);
 extern void catalog_close(CatalogReader *reader);
 
 /* Find a key by its digest or by its id; false if there is none. */
-extern pg_nodiscard bool catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH],
-							 CatalogKey *key);
+extern pg_nodiscard bool
+catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], CatalogKey *key);
 extern pg_nodiscard bool catalog_has_key(CatalogReader *reader, const pg_uuid_t *id);
 
 /* A verdict as a Datum of regpilot.verdict. */
 extern Datum catalog_verdict(Verdict verdict);
 
 /* The OID of regpilot.secret. */
-extern Oid	catalog_secret_type(void);
+extern Oid catalog_secret_type(void);
 
-#endif							/* REGPILOT_CATALOG_H */
+#endif /* REGPILOT_CATALOG_H */

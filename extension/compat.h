@@ -17,7 +17,7 @@
 #endif
 
 #if PG_VERSION_NUM >= 160000
-#include "varatt.h"				/* part of postgres.h before */
+#include "varatt.h" /* part of postgres.h before */
 #else
 #define pg_nodiscard __attribute__((warn_unused_result))
 #endif
@@ -33,4 +33,4 @@ compat_index_beginscan(Relation table, Relation index, Snapshot snapshot)
 #endif
 }
 
-#endif							/* REGPILOT_COMPAT_H */
+#endif /* REGPILOT_COMPAT_H */

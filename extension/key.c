@@ -16,11 +16,11 @@
 
 #include "compat.h"
 
-#define KEY_PREFIX			"sk_"
-#define KEY_RANDOM_LENGTH	25	/* 36^25 > 2^129 */
-#define KEY_CHECKSUM_LENGTH 7	/* 36^7 > 2^32 */
-#define KEY_BODY_LENGTH		(KEY_RANDOM_LENGTH + KEY_CHECKSUM_LENGTH)
-#define KEY_HINT_TAIL		4
+#define KEY_PREFIX "sk_"
+#define KEY_RANDOM_LENGTH 25  /* 36^25 > 2^129 */
+#define KEY_CHECKSUM_LENGTH 7 /* 36^7 > 2^32 */
+#define KEY_BODY_LENGTH (KEY_RANDOM_LENGTH + KEY_CHECKSUM_LENGTH)
+#define KEY_HINT_TAIL 4
 
 static const char base36[] = "0123456789abcdefghijklmnopqrstuvwxyz";
 
@@ -33,7 +33,7 @@ PG_FUNCTION_INFO_V1(regpilot_key_checksum_ok);
 static void
 compute_checksum(const char *text, size_t length, char checksum[KEY_CHECKSUM_LENGTH])
 {
-	pg_crc32	crc;
+	pg_crc32 crc;
 
 	INIT_TRADITIONAL_CRC32(crc);
 	COMP_TRADITIONAL_CRC32(crc, text, length);
@@ -50,17 +50,16 @@ compute_checksum(const char *text, size_t length, char checksum[KEY_CHECKSUM_LEN
 static void
 append_random(StringInfo text, int count)
 {
-	uint8		bytes[64];
-	int			next = sizeof(bytes);
+	uint8 bytes[64];
+	int next = sizeof(bytes);
 
 	while (count > 0)
 	{
 		if (next == sizeof(bytes))
 		{
 			if (!pg_strong_random(bytes, sizeof(bytes)))
-				ereport(ERROR,
-						(errcode(ERRCODE_INTERNAL_ERROR),
-						 errmsg("could not generate random bytes for a key")));
+				ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+								errmsg("could not generate random bytes for a key")));
 			next = 0;
 		}
 
@@ -79,7 +78,7 @@ char *
 key_generate(const char *environment)
 {
 	StringInfoData key;
-	char		checksum[KEY_CHECKSUM_LENGTH];
+	char checksum[KEY_CHECKSUM_LENGTH];
 
 	initStringInfo(&key);
 	appendStringInfoString(&key, KEY_PREFIX);
@@ -95,13 +94,12 @@ key_generate(const char *environment)
 static int
 prefix_length(const char *key, size_t length)
 {
-	static const char *const prefixes[] = {
-		KEY_PREFIX, KEY_PREFIX "dev_", KEY_PREFIX "staging_", KEY_PREFIX "prod_", KEY_PREFIX "ci_"
-	};
+	static const char *const prefixes[] = {KEY_PREFIX, KEY_PREFIX "dev_", KEY_PREFIX "staging_",
+										   KEY_PREFIX "prod_", KEY_PREFIX "ci_"};
 
 	for (int i = 0; i < lengthof(prefixes); i++)
 	{
-		size_t		prefix = strlen(prefixes[i]);
+		size_t prefix = strlen(prefixes[i]);
 
 		if (length == prefix + KEY_BODY_LENGTH && memcmp(key, prefixes[i], prefix) == 0)
 			return (int) prefix;
@@ -112,8 +110,8 @@ prefix_length(const char *key, size_t length)
 bool
 key_checksum_ok(const char *key, size_t length)
 {
-	int			prefix = prefix_length(key, length);
-	char		checksum[KEY_CHECKSUM_LENGTH];
+	int prefix = prefix_length(key, length);
+	char checksum[KEY_CHECKSUM_LENGTH];
 
 	if (prefix < 0)
 		return false;
@@ -134,20 +132,16 @@ key_digest(const void *key, size_t length, uint8 digest[KEY_DIGEST_LENGTH])
 	StaticAssertStmt(KEY_DIGEST_LENGTH == PG_SHA256_DIGEST_LENGTH, "a digest is SHA-256");
 
 	if (context == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
-	if (pg_cryptohash_init(context) < 0 ||
-		pg_cryptohash_update(context, key, length) < 0 ||
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	if (pg_cryptohash_init(context) < 0 || pg_cryptohash_update(context, key, length) < 0 ||
 		pg_cryptohash_final(context, digest, KEY_DIGEST_LENGTH) < 0)
 	{
 		/* the reason lives in the context */
 		const char *reason = pstrdup(pg_cryptohash_error(context));
 
 		pg_cryptohash_free(context);
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not compute the digest of a key: %s", reason)));
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+						errmsg("could not compute the digest of a key: %s", reason)));
 	}
 	pg_cryptohash_free(context);
 }
@@ -155,17 +149,16 @@ key_digest(const void *key, size_t length, uint8 digest[KEY_DIGEST_LENGTH])
 char *
 key_hint(const char *key)
 {
-	size_t		length = strlen(key);
+	size_t length = strlen(key);
 
-	return psprintf("%.*s...%s",
-					(int) (length - KEY_BODY_LENGTH), key,
+	return psprintf("%.*s...%s", (int) (length - KEY_BODY_LENGTH), key,
 					key + length - KEY_HINT_TAIL);
 }
 
 Datum
 regpilot_key_checksum_ok(PG_FUNCTION_ARGS)
 {
-	text	   *key = PG_GETARG_TEXT_PP(0);
+	text *key = PG_GETARG_TEXT_PP(0);
 
 	PG_RETURN_BOOL(key_checksum_ok(VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key)));
 }

@@ -16,7 +16,7 @@
 
 #include "postgres.h"
 
-#define KEY_DIGEST_LENGTH	32	/* SHA-256 */
+#define KEY_DIGEST_LENGTH 32 /* SHA-256 */
 
 /* A new random key for an environment, or for none (NULL).  Palloc'd. */
 extern char *key_generate(const char *environment);
@@ -33,4 +33,4 @@ extern void key_digest(const void *key, size_t length, uint8 digest[KEY_DIGEST_L
  */
 extern char *key_hint(const char *key);
 
-#endif							/* REGPILOT_KEY_H */
+#endif /* REGPILOT_KEY_H */

@@ -31,12 +31,11 @@ PG_FUNCTION_INFO_V1(regpilot_revoke_key);
 PG_FUNCTION_INFO_V1(regpilot_disable_key);
 PG_FUNCTION_INFO_V1(regpilot_enable_key);
 
-#define NAME_MAX_LENGTH 200		/* characters */
+#define NAME_MAX_LENGTH 200 /* characters */
 
 /* No key can hold anything else; above all, no right to administer. */
-static const char *const known_permissions[] = {
-	"gateway:read", "gateway:write", "logs:read", "analytics:read"
-};
+static const char *const known_permissions[] = {"gateway:read", "gateway:write", "logs:read",
+												"analytics:read"};
 
 /* Raise an error if a required argument is null. */
 static void
@@ -44,28 +43,25 @@ require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
 {
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", name)));
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", name)));
 }
 
 /* A required name of a project or key; what says whose. */
 static text *
 get_name(FunctionCallInfo fcinfo, int argument, const char *what)
 {
-	text	   *name;
-	int			length;
+	text *name;
+	int length;
 
 	if (PG_ARGISNULL(argument))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("the name of a %s must not be null", what)));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("the name of a %s must not be null", what)));
 
 	name = PG_GETARG_TEXT_PP(argument);
 	length = pg_mbstrlen_with_len(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
 	if (length < 1 || length > NAME_MAX_LENGTH)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid name of a %s", what),
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid name of a %s", what),
 				 errdetail("The name has %d characters.", length),
 				 errhint("Give a name of 1 to %d characters.", NAME_MAX_LENGTH)));
 
@@ -75,8 +71,7 @@ get_name(FunctionCallInfo fcinfo, int argument, const char *what)
 
 		if (c < 0x20 || c == 0x7F)
 			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid name of a %s", what),
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid name of a %s", what),
 					 errdetail("The name contains a control character."),
 					 errhint("Give a name of printable characters.")));
 	}
@@ -87,17 +82,16 @@ get_name(FunctionCallInfo fcinfo, int argument, const char *what)
 static char *
 get_environment(FunctionCallInfo fcinfo, int argument)
 {
-	char	   *environment;
+	char *environment;
 
 	if (PG_ARGISNULL(argument))
 		return NULL;
 	environment = text_to_cstring(PG_GETARG_TEXT_PP(argument));
 	if (strcmp(environment, environment_names[ENVIRONMENT_OTHER]) == 0 ||
 		environment_from_name(environment, strlen(environment)) == ENVIRONMENT_OTHER)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid environment \"%s\"", environment),
-				 errhint("Use dev, staging, prod, ci, or NULL.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid environment \"%s\"", environment),
+						errhint("Use dev, staging, prod, ci, or NULL.")));
 	return environment;
 }
 
@@ -115,23 +109,22 @@ is_known_permission(const char *permission)
 static ArrayType *
 get_permissions(FunctionCallInfo fcinfo, int argument)
 {
-	ArrayType  *permissions;
-	Datum	   *values;
-	bool	   *nulls;
-	int			count;
+	ArrayType *permissions;
+	Datum *values;
+	bool *nulls;
+	int count;
 
 	require_argument(fcinfo, argument, "permissions");
 	permissions = PG_GETARG_ARRAYTYPE_P(argument);
 	deconstruct_array(permissions, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, &count);
 
 	if (ARR_NDIM(permissions) != 1 || count > lengthof(known_permissions))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid list of permissions"),
-				 errdetail("The list has %d elements in %d dimensions.", count,
-						   ARR_NDIM(permissions)),
-				 errhint("Give one to %d permissions in one dimension.",
-						 (int) lengthof(known_permissions))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid list of permissions"),
+			 errdetail("The list has %d elements in %d dimensions.", count, ARR_NDIM(permissions)),
+			 errhint("Give one to %d permissions in one dimension.",
+					 (int) lengthof(known_permissions))));
 
 	for (int i = 0; i < count; i++)
 	{
@@ -154,7 +147,7 @@ get_permissions(FunctionCallInfo fcinfo, int argument)
 static uint64
 execute(const char *statement, int count, Oid *types, Datum *values, const char *nulls)
 {
-	int			result = SPI_execute_with_args(statement, count, types, values, nulls, false, 0);
+	int result = SPI_execute_with_args(statement, count, types, values, nulls, false, 0);
 
 	if (result < 0)
 		elog(ERROR, "could not execute \"%s\": %s", statement, SPI_result_code_string(result));
@@ -165,7 +158,7 @@ execute(const char *statement, int count, Oid *types, Datum *values, const char 
 static pg_uuid_t
 returned_uuid(void)
 {
-	bool		isnull;
+	bool isnull;
 
 	return *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }
@@ -173,10 +166,10 @@ returned_uuid(void)
 Datum
 regpilot_create_project(PG_FUNCTION_ARGS)
 {
-	text	   *name = get_name(fcinfo, 0, "project");
-	Oid			types[] = {TEXTOID, TEXTOID};
-	Datum		values[2];
-	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+	text *name = get_name(fcinfo, 0, "project");
+	Oid types[] = {TEXTOID, TEXTOID};
+	Datum values[2];
+	pg_uuid_t *id = palloc(sizeof(pg_uuid_t));
 
 	require_argument(fcinfo, 1, "plan");
 	values[0] = PointerGetDatum(name);
@@ -184,19 +177,18 @@ regpilot_create_project(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 
-	if (execute("SELECT FROM regpilot.plan WHERE name OPERATOR(pg_catalog.=) $1",
-				1, types, &values[1], NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("plan \"%s\" does not exist", TextDatumGetCString(values[1])),
-				 errhint("See the table regpilot.plan.")));
+	if (execute("SELECT FROM regpilot.plan WHERE name OPERATOR(pg_catalog.=) $1", 1, types,
+				&values[1], NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("plan \"%s\" does not exist", TextDatumGetCString(values[1])),
+						errhint("See the table regpilot.plan.")));
 
 	if (execute("INSERT INTO regpilot.project (name, plan) VALUES ($1, $2)"
-				" ON CONFLICT (name) DO NOTHING RETURNING id", 2, types, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNIQUE_VIOLATION),
-				 errmsg("project \"%s\" already exists", text_to_cstring(name)),
-				 errhint("Choose another name.")));
+				" ON CONFLICT (name) DO NOTHING RETURNING id",
+				2, types, values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_UNIQUE_VIOLATION),
+						errmsg("project \"%s\" already exists", text_to_cstring(name)),
+						errhint("Choose another name.")));
 
 	*id = returned_uuid();
 	SPI_finish();
@@ -208,18 +200,26 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 {
 	enum
 	{
-		PROJECT, NAME, ENVIRONMENT, PERMISSIONS, EXPIRES_AT, REQUESTS_PER_MINUTE, DIGEST, HINT
+		PROJECT,
+		NAME,
+		ENVIRONMENT,
+		PERMISSIONS,
+		EXPIRES_AT,
+		REQUESTS_PER_MINUTE,
+		DIGEST,
+		HINT
 	};
-	Oid			types[] = {UUIDOID, TEXTOID, TEXTOID, TEXTARRAYOID, TIMESTAMPTZOID, INT4OID, InvalidOid, TEXTOID};
-	Datum		values[lengthof(types)];
-	char		nulls[lengthof(types)];
-	char	   *environment;
-	char	   *key;
-	uint8		digest[KEY_DIGEST_LENGTH];
-	pg_uuid_t	id;
-	TupleDesc	descriptor;
-	Datum		result[3];
-	bool		result_nulls[3] = {false, false, false};
+	Oid types[] = {UUIDOID,		   TEXTOID, TEXTOID,	TEXTARRAYOID,
+				   TIMESTAMPTZOID, INT4OID, InvalidOid, TEXTOID};
+	Datum values[lengthof(types)];
+	char nulls[lengthof(types)];
+	char *environment;
+	char *key;
+	uint8 digest[KEY_DIGEST_LENGTH];
+	pg_uuid_t id;
+	TupleDesc descriptor;
+	Datum result[3];
+	bool result_nulls[3] = {false, false, false};
 
 	memset(nulls, ' ', sizeof(nulls));
 
@@ -239,22 +239,22 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(EXPIRES_AT))
 		nulls[EXPIRES_AT] = 'n';
 	else if (DatumGetTimestampTz(values[EXPIRES_AT]) <= GetCurrentTimestamp())
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expiry of a new key lies in the past"),
-				 errdetail("The key would expire at %s.",
-						   timestamptz_to_str(DatumGetTimestampTz(values[EXPIRES_AT]))),
-				 errhint("Give a time to come, or NULL for a key that does not expire.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("expiry of a new key lies in the past"),
+						errdetail("The key would expire at %s.",
+								  timestamptz_to_str(DatumGetTimestampTz(values[EXPIRES_AT]))),
+						errhint("Give a time to come, or NULL for a key that does not expire.")));
 
 	values[REQUESTS_PER_MINUTE] = PG_GETARG_DATUM(REQUESTS_PER_MINUTE);
 	if (PG_ARGISNULL(REQUESTS_PER_MINUTE))
 		nulls[REQUESTS_PER_MINUTE] = 'n';
 	else if (DatumGetInt32(values[REQUESTS_PER_MINUTE]) <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid limit of requests per minute: %d",
-						DatumGetInt32(values[REQUESTS_PER_MINUTE])),
-				 errhint("Give a limit of 1 or more, or NULL for the limit of the project's plan.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid limit of requests per minute: %d",
+					DatumGetInt32(values[REQUESTS_PER_MINUTE])),
+			 errhint("Give a limit of 1 or more, or NULL for the limit of the project's plan.")));
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -269,11 +269,12 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 
-	if (execute("INSERT INTO regpilot.api_key"
-				" (project_id, name, environment, permissions, expires_at, requests_per_minute, digest, hint)"
-				" SELECT id, $2, $3, $4, $5, $6, $7::pg_catalog.bytea, $8"
-				" FROM regpilot.project WHERE id OPERATOR(pg_catalog.=) $1 RETURNING id",
-				lengthof(types), types, values, nulls) == 0)
+	if (execute(
+			"INSERT INTO regpilot.api_key"
+			" (project_id, name, environment, permissions, expires_at, requests_per_minute, digest, hint)"
+			" SELECT id, $2, $3, $4, $5, $6, $7::pg_catalog.bytea, $8"
+			" FROM regpilot.project WHERE id OPERATOR(pg_catalog.=) $1 RETURNING id",
+			lengthof(types), types, values, nulls) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("project %s does not exist",
@@ -287,8 +288,8 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 	result[1] = CStringGetTextDatum(key);
 	result[2] = values[HINT];
 	explicit_bzero(key, strlen(key));
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), result,
-													  result_nulls)));
+	PG_RETURN_DATUM(
+		HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), result, result_nulls)));
 }
 
 /*
@@ -299,9 +300,9 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 static void
 update_key(FunctionCallInfo fcinfo, const char *statement)
 {
-	Oid			types[] = {UUIDOID, TEXTOID};
-	Datum		values[2] = {0, 0};
-	char		nulls[] = {' ', ' '};
+	Oid types[] = {UUIDOID, TEXTOID};
+	Datum values[2] = {0, 0};
+	char nulls[] = {' ', ' '};
 
 	require_argument(fcinfo, 0, "key_id");
 	for (int i = 0; i < PG_NARGS(); i++)
@@ -313,11 +314,10 @@ update_key(FunctionCallInfo fcinfo, const char *statement)
 
 	SPI_connect();
 	if (execute(statement, PG_NARGS(), types, values, nulls) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("key %s does not exist",
-						DatumGetCString(DirectFunctionCall1(uuid_out, values[0]))),
-				 errhint("See the view regpilot.key_overview.")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("key %s does not exist",
+							   DatumGetCString(DirectFunctionCall1(uuid_out, values[0]))),
+						errhint("See the view regpilot.key_overview.")));
 }
 
 /* Permanent; a second call changes nothing. */
@@ -345,18 +345,16 @@ regpilot_disable_key(PG_FUNCTION_ARGS)
 Datum
 regpilot_enable_key(PG_FUNCTION_ARGS)
 {
-	bool		isnull;
+	bool isnull;
 
-	update_key(fcinfo,
-			   "UPDATE regpilot.api_key SET active = revoked_at IS NULL"
-			   " WHERE id OPERATOR(pg_catalog.=) $1 RETURNING active");
+	update_key(fcinfo, "UPDATE regpilot.api_key SET active = revoked_at IS NULL"
+					   " WHERE id OPERATOR(pg_catalog.=) $1 RETURNING active");
 	if (!DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("key %s is revoked",
 						DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(0)))),
-				 errdetail("A revoked key cannot be used again."),
-				 errhint("Create a new key.")));
+				 errdetail("A revoked key cannot be used again."), errhint("Create a new key.")));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

@@ -21,7 +21,7 @@ advance(RateWindow *window, int64 second)
 	}
 	while (window->second < second)
 	{
-		uint32	   *bucket = &window->buckets[++window->second % RATE_BUCKETS];
+		uint32 *bucket = &window->buckets[++window->second % RATE_BUCKETS];
 
 		window->sum -= *bucket;
 		*bucket = 0;
@@ -32,8 +32,8 @@ advance(RateWindow *window, int64 second)
 static int64
 time_until_freed(const RateWindow *window, uint32 count, int64 now)
 {
-	int64		second = window->second - RATE_WINDOW_SECONDS;
-	uint32		freed = 0;
+	int64 second = window->second - RATE_WINDOW_SECONDS;
+	uint32 freed = 0;
 
 	/* the oldest first; the window holds as many, so this ends in time */
 	for (; second < window->second; second++)

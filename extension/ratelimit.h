@@ -19,21 +19,21 @@
 #include "postgres.h"
 
 #define RATE_WINDOW_SECONDS 60
-#define RATE_BUCKETS		(RATE_WINDOW_SECONDS + 1)	/* and the running second */
+#define RATE_BUCKETS (RATE_WINDOW_SECONDS + 1) /* and the running second */
 
 /* All zero is an empty window. */
 typedef struct RateWindow
 {
-	int64		second;			/* of the newest bucket, on the caller's clock */
-	uint32		sum;			/* of all buckets */
-	uint32		buckets[RATE_BUCKETS];	/* of second s at s % RATE_BUCKETS */
+	int64 second;				  /* of the newest bucket, on the caller's clock */
+	uint32 sum;					  /* of all buckets */
+	uint32 buckets[RATE_BUCKETS]; /* of second s at s % RATE_BUCKETS */
 } RateWindow;
 
 typedef struct RateDecision
 {
-	bool		admitted;
-	int			remaining;		/* places left after this request */
-	int64		wait;			/* microseconds until the next place frees */
+	bool admitted;
+	int remaining; /* places left after this request */
+	int64 wait;	   /* microseconds until the next place frees */
 } RateDecision;
 
 /*
@@ -45,4 +45,4 @@ extern RateDecision ratelimit_admit(RateWindow *window, uint32 limit, int64 now)
 /* Whether no request is left in the window at that time. */
 extern bool ratelimit_is_empty(const RateWindow *window, int64 now);
 
-#endif							/* REGPILOT_RATELIMIT_H */
+#endif /* REGPILOT_RATELIMIT_H */

@@ -17,14 +17,11 @@
 
 PG_MODULE_MAGIC;
 
-void		_PG_init(void);
+void _PG_init(void);
 
 const char *const environment_names[ENVIRONMENT_COUNT] = {
-	[ENVIRONMENT_DEV] = "dev",
-	[ENVIRONMENT_STAGING] = "staging",
-	[ENVIRONMENT_PROD] = "prod",
-	[ENVIRONMENT_CI] = "ci",
-	[ENVIRONMENT_OTHER] = "other",
+	[ENVIRONMENT_DEV] = "dev", [ENVIRONMENT_STAGING] = "staging", [ENVIRONMENT_PROD] = "prod",
+	[ENVIRONMENT_CI] = "ci",   [ENVIRONMENT_OTHER] = "other",
 };
 
 /*

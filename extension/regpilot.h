@@ -17,10 +17,10 @@
 #include "postgres.h"
 
 /* Settings, defined in settings.c */
-extern char *regpilot_database; /* the database that the worker serves */
-extern int	regpilot_max_keys;	/* keys that are sure of a slot */
-extern int	regpilot_flush_interval;	/* milliseconds */
-extern int	regpilot_rotation_period;	/* seconds */
+extern char *regpilot_database;		 /* the database that the worker serves */
+extern int regpilot_max_keys;		 /* keys that are sure of a slot */
+extern int regpilot_flush_interval;	 /* milliseconds */
+extern int regpilot_rotation_period; /* seconds */
 
 /*
  * The environments that usage is counted under.  A request names one freely;
@@ -32,7 +32,7 @@ typedef enum Environment
 	ENVIRONMENT_STAGING,
 	ENVIRONMENT_PROD,
 	ENVIRONMENT_CI,
-	ENVIRONMENT_OTHER,			/* any other name, or none */
+	ENVIRONMENT_OTHER, /* any other name, or none */
 } Environment;
 
 #define ENVIRONMENT_COUNT (ENVIRONMENT_OTHER + 1)
@@ -41,4 +41,4 @@ extern const char *const environment_names[ENVIRONMENT_COUNT];
 
 extern Environment environment_from_name(const char *name, size_t length);
 
-#endif							/* REGPILOT_H */
+#endif /* REGPILOT_H */

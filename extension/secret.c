@@ -35,7 +35,7 @@ static const char redacted[] = "<redacted>";
 static Datum
 secret_from_bytes(const char *bytes, size_t length)
 {
-	uint8	   *secret = palloc(KEY_DIGEST_LENGTH);
+	uint8 *secret = palloc(KEY_DIGEST_LENGTH);
 
 	key_digest(bytes, length, secret);
 	return PointerGetDatum(secret);
@@ -44,7 +44,7 @@ secret_from_bytes(const char *bytes, size_t length)
 Datum
 regpilot_secret_in(PG_FUNCTION_ARGS)
 {
-	char	   *key = PG_GETARG_CSTRING(0);
+	char *key = PG_GETARG_CSTRING(0);
 
 	return secret_from_bytes(key, strlen(key));
 }
@@ -58,8 +58,8 @@ regpilot_secret_out(PG_FUNCTION_ARGS)
 Datum
 regpilot_secret_recv(PG_FUNCTION_ARGS)
 {
-	StringInfo	message = (StringInfo) PG_GETARG_POINTER(0);
-	int			length = message->len - message->cursor;
+	StringInfo message = (StringInfo) PG_GETARG_POINTER(0);
+	int length = message->len - message->cursor;
 
 	return secret_from_bytes(pq_getmsgbytes(message, length), length);
 }
@@ -78,7 +78,7 @@ regpilot_secret_send(PG_FUNCTION_ARGS)
 Datum
 regpilot_secret_digest(PG_FUNCTION_ARGS)
 {
-	bytea	   *digest = palloc(VARHDRSZ + KEY_DIGEST_LENGTH);
+	bytea *digest = palloc(VARHDRSZ + KEY_DIGEST_LENGTH);
 
 	SET_VARSIZE(digest, VARHDRSZ + KEY_DIGEST_LENGTH);
 	memcpy(VARDATA(digest), PG_GETARG_POINTER(0), KEY_DIGEST_LENGTH);

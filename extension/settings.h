@@ -11,4 +11,4 @@
 /* Define the settings.  Called once, while the server preloads the module. */
 extern void settings_init(void);
 
-#endif							/* REGPILOT_SETTINGS_H */
+#endif /* REGPILOT_SETTINGS_H */

@@ -48,53 +48,53 @@
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
-#define TRANCHE_NAME		"regpilot"
-#define PARTITION_COUNT		64	/* a power of two */
-#define NO_SLOT				(-1)
-#define FLUSH_WAIT_MS		30000
+#define TRANCHE_NAME "regpilot"
+#define PARTITION_COUNT 64 /* a power of two */
+#define NO_SLOT (-1)
+#define FLUSH_WAIT_MS 30000
 
 typedef struct UsageKey
 {
-	Oid			database;
-	pg_uuid_t	key_id;
-} UsageKey;						/* no padding: hashed and compared as bytes */
+	Oid database;
+	pg_uuid_t key_id;
+} UsageKey; /* no padding: hashed and compared as bytes */
 
 typedef struct UsageSlot
 {
-	UsageKey	key;			/* partition lock */
-	int			next;			/* partition lock: in the chain or free list */
-	slock_t		mutex;			/* guards what follows */
-	RateWindow	window;
+	UsageKey key;  /* partition lock */
+	int next;	   /* partition lock: in the chain or free list */
+	slock_t mutex; /* guards what follows */
+	RateWindow window;
 	UsageCounters counters[ENVIRONMENT_COUNT];
 } UsageSlot;
 
 typedef struct UsagePartition
 {
-	LWLock	   *lock;			/* fixed */
-	int			free;			/* lock: first slot of the free list */
-	int			hand;			/* lock: where eviction looks next */
-	int64		full_at;		/* lock: second in which eviction last failed */
-	pg_atomic_uint32 dirty;		/* atomic: a slot may hold what is not flushed */
+	LWLock *lock;			/* fixed */
+	int free;				/* lock: first slot of the free list */
+	int hand;				/* lock: where eviction looks next */
+	int64 full_at;			/* lock: second in which eviction last failed */
+	pg_atomic_uint32 dirty; /* atomic: a slot may hold what is not flushed */
 } UsagePartition;
 
 typedef struct UsageShared
 {
-	slock_t		mutex;			/* guards the next four */
-	Latch	   *worker;			/* NULL until there has been one */
-	uint64		flush_requested;	/* number of the latest request */
-	uint64		flush_done;		/* and of the latest one that is done */
-	int			flush_rows;		/* rows that that one wrote */
+	slock_t mutex;			/* guards the next four */
+	Latch *worker;			/* NULL until there has been one */
+	uint64 flush_requested; /* number of the latest request */
+	uint64 flush_done;		/* and of the latest one that is done */
+	int flush_rows;			/* rows that that one wrote */
 	ConditionVariable flush_finished;
 
 	UsagePartition partitions[PARTITION_COUNT];
 } UsageShared;
 
 static UsageShared *shared = NULL;
-static int *buckets;			/* [PARTITION_COUNT][bucket_count]: partition lock */
-static UsageSlot *slots;		/* [PARTITION_COUNT][slots_per_partition] */
+static int *buckets;	 /* [PARTITION_COUNT][bucket_count]: partition lock */
+static UsageSlot *slots; /* [PARTITION_COUNT][slots_per_partition] */
 
-static int	slots_per_partition;
-static int	bucket_count;		/* in a partition; a power of two */
+static int slots_per_partition;
+static int bucket_count; /* in a partition; a power of two */
 
 static shmem_request_hook_type previous_shmem_request_hook = NULL;
 static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
@@ -106,7 +106,7 @@ static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
 static void
 size_partitions(void)
 {
-	double		mean = (double) regpilot_max_keys / PARTITION_COUNT;
+	double mean = (double) regpilot_max_keys / PARTITION_COUNT;
 
 	slots_per_partition = (int) ceil(mean + 4 * sqrt(mean)) + 4;
 	bucket_count = 1;
@@ -152,12 +152,12 @@ initialize_shared(void)
 	memset(shared, 0, shared_size());
 	SpinLockInit(&shared->mutex);
 	ConditionVariableInit(&shared->flush_finished);
-	memset(buckets, 0xFF, buckets_size());	/* NO_SLOT everywhere */
+	memset(buckets, 0xFF, buckets_size()); /* NO_SLOT everywhere */
 
 	for (int i = 0; i < PARTITION_COUNT; i++)
 	{
 		UsagePartition *partition = &shared->partitions[i];
-		int			first = i * slots_per_partition;
+		int first = i * slots_per_partition;
 
 		partition->lock = &locks[i].lock;
 		partition->full_at = -1;
@@ -165,7 +165,7 @@ initialize_shared(void)
 		partition->free = first;
 		for (int s = 0; s < slots_per_partition; s++)
 		{
-			UsageSlot  *slot = &slots[first + s];
+			UsageSlot *slot = &slots[first + s];
 
 			SpinLockInit(&slot->mutex);
 			slot->next = s + 1 < slots_per_partition ? first + s + 1 : NO_SLOT;
@@ -177,8 +177,8 @@ initialize_shared(void)
 static void
 usage_shmem_startup(void)
 {
-	bool		found;
-	char	   *memory;
+	bool found;
+	char *memory;
 
 	if (previous_shmem_startup_hook)
 		previous_shmem_startup_hook();
@@ -218,13 +218,14 @@ usage_require(void)
 				 errhint("Add regpilot to shared_preload_libraries and restart the server.")));
 
 	if (strcmp(get_database_name(MyDatabaseId), regpilot_database) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("database \"%s\" is not served by the regpilot worker",
-						get_database_name(MyDatabaseId)),
-				 errdetail("The worker serves database \"%s\"; usage counted elsewhere would be lost.",
-						   regpilot_database),
-				 errhint("Set regpilot.database and restart the server.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("database \"%s\" is not served by the regpilot worker",
+					get_database_name(MyDatabaseId)),
+			 errdetail("The worker serves database \"%s\"; usage counted elsewhere would be lost.",
+					   regpilot_database),
+			 errhint("Set regpilot.database and restart the server.")));
 
 	served = true;
 }
@@ -242,9 +243,9 @@ monotonic_now(void)
 static UsagePartition *
 locate(const UsageKey *key, int **head)
 {
-	uint32		hash = hash_bytes((const unsigned char *) key, sizeof(UsageKey));
-	int			partition = hash % PARTITION_COUNT;
-	int			bucket = (hash / PARTITION_COUNT) & (bucket_count - 1);
+	uint32 hash = hash_bytes((const unsigned char *) key, sizeof(UsageKey));
+	int partition = hash % PARTITION_COUNT;
+	int bucket = (hash / PARTITION_COUNT) & (bucket_count - 1);
 
 	*head = &buckets[(size_t) partition * bucket_count + bucket];
 	return &shared->partitions[partition];
@@ -265,8 +266,8 @@ find_slot(int head, const UsageKey *key)
 static bool
 counters_are_zero(const UsageCounters *counters)
 {
-	return (counters->total_requests | counters->failed_requests |
-			counters->prompt_tokens | counters->completion_tokens) == 0;
+	return (counters->total_requests | counters->failed_requests | counters->prompt_tokens |
+			counters->completion_tokens) == 0;
 }
 
 /* Caller holds the partition lock exclusively, so no one else is in the slot. */
@@ -285,7 +286,7 @@ slot_is_evictable(const UsageSlot *slot, int64 now)
 static void
 unlink_slot(int index)
 {
-	int		   *link;
+	int *link;
 
 	(void) locate(&slots[index].key, &link);
 	while (*link != index)
@@ -300,9 +301,9 @@ unlink_slot(int index)
 static int
 take_slot(UsagePartition *partition)
 {
-	int			first = (int) (partition - shared->partitions) * slots_per_partition;
-	int			index = partition->free;
-	int64		now;
+	int first = (int) (partition - shared->partitions) * slots_per_partition;
+	int index = partition->free;
+	int64 now;
 
 	if (index != NO_SLOT)
 	{
@@ -333,8 +334,8 @@ take_slot(UsagePartition *partition)
 static UsageSlot *
 make_slot(UsagePartition *partition, int *head, const UsageKey *key)
 {
-	int			index = take_slot(partition);
-	UsageSlot  *slot;
+	int index = take_slot(partition);
+	UsageSlot *slot;
 
 	if (index == NO_SLOT)
 		return NULL;
@@ -355,9 +356,9 @@ make_slot(UsagePartition *partition, int *head, const UsageKey *key)
 static UsageSlot *
 enter_slot(const pg_uuid_t *key_id, bool make, UsagePartition **partition)
 {
-	UsageKey	key;
-	int		   *head;
-	UsageSlot  *slot;
+	UsageKey key;
+	int *head;
+	UsageSlot *slot;
 
 	key.database = MyDatabaseId;
 	key.key_id = *key_id;
@@ -401,8 +402,8 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, Timesta
 			RateDecision *decision)
 {
 	UsagePartition *partition;
-	UsageSlot  *slot = enter_slot(key_id, true, &partition);
-	bool		admitted = true;
+	UsageSlot *slot = enter_slot(key_id, true, &partition);
+	bool admitted = true;
 
 	if (slot == NULL)
 		return USAGE_EXHAUSTED;
@@ -440,7 +441,7 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 			 bool make)
 {
 	UsagePartition *partition;
-	UsageSlot  *slot = enter_slot(key_id, make, &partition);
+	UsageSlot *slot = enter_slot(key_id, make, &partition);
 
 	if (slot == NULL)
 		return false;
@@ -461,10 +462,10 @@ static int
 collect_slot(UsageSlot *slot, UsageDelta *deltas)
 {
 	UsageCounters counters[ENVIRONMENT_COUNT];
-	int			count = 0;
+	int count = 0;
 
 	if (!OidIsValid(slot->key.database))
-		return 0;				/* never used */
+		return 0; /* never used */
 
 	SpinLockAcquire(&slot->mutex);
 	memcpy(counters, slot->counters, sizeof(counters));
@@ -496,14 +497,14 @@ collect_slot(UsageSlot *slot, UsageDelta *deltas)
 UsageDelta *
 usage_collect(int *count)
 {
-	int			capacity = 1024;
+	int capacity = 1024;
 	UsageDelta *deltas = palloc(capacity * sizeof(UsageDelta));
 
 	*count = 0;
 	for (int i = 0; i < PARTITION_COUNT; i++)
 	{
 		UsagePartition *partition = &shared->partitions[i];
-		int			most = slots_per_partition * ENVIRONMENT_COUNT;
+		int most = slots_per_partition * ENVIRONMENT_COUNT;
 
 		if (pg_atomic_exchange_u32(&partition->dirty, 0) == 0)
 			continue;
@@ -529,7 +530,7 @@ usage_subtract(const UsageDelta *deltas, int count)
 	/* nonzero counters hold each slot in its place: no partition lock needed */
 	for (int i = 0; i < count; i++)
 	{
-		UsageSlot  *slot = deltas[i].slot;
+		UsageSlot *slot = deltas[i].slot;
 
 		SpinLockAcquire(&slot->mutex);
 		add_counters(&slot->counters[deltas[i].environment], &deltas[i].counters, -1);
@@ -555,7 +556,7 @@ usage_attach_worker(void)
 uint64
 usage_requested_flush(void)
 {
-	uint64		request;
+	uint64 request;
 
 	SpinLockAcquire(&shared->mutex);
 	request = shared->flush_requested;
@@ -577,8 +578,8 @@ int
 usage_wait_for_flush(void)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FLUSH_WAIT_MS);
-	Latch	   *worker;
-	uint64		request;
+	Latch *worker;
+	uint64 request;
 
 	SpinLockAcquire(&shared->mutex);
 	request = ++shared->flush_requested;
@@ -592,9 +593,9 @@ usage_wait_for_flush(void)
 	ConditionVariablePrepareToSleep(&shared->flush_finished);
 	for (;;)
 	{
-		uint64		done;
-		int			rows;
-		long		left;
+		uint64 done;
+		int rows;
+		long left;
 
 		SpinLockAcquire(&shared->mutex);
 		done = shared->flush_done;
@@ -611,12 +612,14 @@ usage_wait_for_flush(void)
 		if (left <= 0)
 		{
 			ConditionVariableCancelSleep();
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the regpilot worker has not flushed within %d seconds",
-							FLUSH_WAIT_MS / 1000),
-					 errdetail("The counts are kept, and written when the worker can."),
-					 errhint("See the server log for errors of the worker, and end transactions that lock regpilot.key_usage.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the regpilot worker has not flushed within %d seconds",
+						FLUSH_WAIT_MS / 1000),
+				 errdetail("The counts are kept, and written when the worker can."),
+				 errhint(
+					 "See the server log for errors of the worker, and end transactions that lock regpilot.key_usage.")));
 		}
 		(void) ConditionVariableTimedSleep(&shared->flush_finished, left, PG_WAIT_EXTENSION);
 	}

@@ -23,19 +23,19 @@
 
 typedef enum UsageAdmission
 {
-	USAGE_ADMITTED,				/* counted, and has its place in the window */
-	USAGE_LIMITED,				/* the window is full; nothing was counted */
-	USAGE_EXHAUSTED,			/* no slot can be had; nothing was counted */
+	USAGE_ADMITTED,	 /* counted, and has its place in the window */
+	USAGE_LIMITED,	 /* the window is full; nothing was counted */
+	USAGE_EXHAUSTED, /* no slot can be had; nothing was counted */
 } UsageAdmission;
 
 /* What one key did in one environment. */
 typedef struct UsageCounters
 {
-	int64		total_requests;
-	int64		failed_requests;
-	int64		prompt_tokens;
-	int64		completion_tokens;
-	TimestampTz last_used_at;	/* 0: not since the slot was made */
+	int64 total_requests;
+	int64 failed_requests;
+	int64 prompt_tokens;
+	int64 completion_tokens;
+	TimestampTz last_used_at; /* 0: not since the slot was made */
 } UsageCounters;
 
 struct UsageSlot;
@@ -44,7 +44,7 @@ struct UsageSlot;
 typedef struct UsageDelta
 {
 	struct UsageSlot *slot;
-	pg_uuid_t	key_id;
+	pg_uuid_t key_id;
 	Environment environment;
 	UsageCounters counters;
 } UsageDelta;
@@ -63,8 +63,8 @@ extern void usage_require(void);
  * unlimited), and count the request if it gets one.  *decision is set unless
  * the limit is 0 or the slots are exhausted.  Holds no lock on return.
  */
-extern pg_nodiscard UsageAdmission usage_admit(const pg_uuid_t *key_id, Environment environment, int limit,
-								  TimestampTz now, RateDecision *decision);
+extern pg_nodiscard UsageAdmission usage_admit(const pg_uuid_t *key_id, Environment environment,
+											   int limit, TimestampTz now, RateDecision *decision);
 
 /*
  * Add the outcome of requests counted before.  If the key's slot has been
@@ -73,7 +73,7 @@ extern pg_nodiscard UsageAdmission usage_admit(const pg_uuid_t *key_id, Environm
  * exhausted.
  */
 extern pg_nodiscard bool usage_record(const pg_uuid_t *key_id, Environment environment,
-						 const UsageCounters *counters, bool make);
+									  const UsageCounters *counters, bool make);
 
 /*
  * For the worker.  usage_collect() returns, palloc'd, what has been counted in
@@ -98,6 +98,6 @@ extern void usage_finish_flush(uint64 request, int rows);
  * Have the worker flush what was counted before this call, and wait for it.
  * Returns the number of rows written.  Raises an error after half a minute.
  */
-extern int	usage_wait_for_flush(void);
+extern int usage_wait_for_flush(void);
 
-#endif							/* REGPILOT_USAGE_H */
+#endif /* REGPILOT_USAGE_H */

@@ -35,10 +35,10 @@
 #include "usage.h"
 #include "worker.h"
 
-#define RESTART_SECONDS		1
-#define LOCK_TIMEOUT		"1s"	/* a SIGTERM does not end a wait for a lock */
-#define STOP_POLL_MS		10
-#define STOP_WAIT_MS		5000	/* that other sessions get to end at a stop */
+#define RESTART_SECONDS 1
+#define LOCK_TIMEOUT "1s" /* a SIGTERM does not end a wait for a lock */
+#define STOP_POLL_MS 10
+#define STOP_WAIT_MS 5000 /* that other sessions get to end at a stop */
 
 /* Found by name in the library. */
 PGDLLEXPORT void regpilot_worker_main(Datum main_arg);
@@ -50,20 +50,20 @@ PG_FUNCTION_INFO_V1(regpilot_flush_usage);
  * out in the join.
  */
 static const char flush_statement[] =
-"INSERT INTO regpilot.key_usage AS u"
-" (key_id, environment, total_requests, failed_requests, prompt_tokens, completion_tokens, last_used_at)"
-" SELECT d.*"
-" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-"  pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
-"  AS d (key_id, environment, total_requests, failed_requests, prompt_tokens, completion_tokens, last_used_at)"
-"  JOIN regpilot.api_key k ON k.id = d.key_id"
-" ORDER BY d.key_id, d.environment"
-" ON CONFLICT (key_id, environment) DO UPDATE SET"
-" total_requests = u.total_requests + excluded.total_requests,"
-" failed_requests = u.failed_requests + excluded.failed_requests,"
-" prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,"
-" completion_tokens = u.completion_tokens + excluded.completion_tokens,"
-" last_used_at = greatest(u.last_used_at, excluded.last_used_at)";
+	"INSERT INTO regpilot.key_usage AS u"
+	" (key_id, environment, total_requests, failed_requests, prompt_tokens, completion_tokens, last_used_at)"
+	" SELECT d.*"
+	" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+	"  pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
+	"  AS d (key_id, environment, total_requests, failed_requests, prompt_tokens, completion_tokens, last_used_at)"
+	"  JOIN regpilot.api_key k ON k.id = d.key_id"
+	" ORDER BY d.key_id, d.environment"
+	" ON CONFLICT (key_id, environment) DO UPDATE SET"
+	" total_requests = u.total_requests + excluded.total_requests,"
+	" failed_requests = u.failed_requests + excluded.failed_requests,"
+	" prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,"
+	" completion_tokens = u.completion_tokens + excluded.completion_tokens,"
+	" last_used_at = greatest(u.last_used_at, excluded.last_used_at)";
 
 /* The parameters of the above. */
 enum
@@ -81,28 +81,29 @@ enum
 
 static const struct
 {
-	Oid			element;
-	Oid			array;
-	int16		length;
-	bool		by_value;
-	char		alignment;
-}			flush_types[FLUSH_PARAMETERS] = {
+	Oid element;
+	Oid array;
+	int16 length;
+	bool by_value;
+	char alignment;
+} flush_types[FLUSH_PARAMETERS] = {
 	[FLUSH_KEY_ID] = {UUIDOID, UUIDARRAYOID, UUID_LEN, false, TYPALIGN_CHAR},
 	[FLUSH_ENVIRONMENT] = {TEXTOID, TEXTARRAYOID, -1, false, TYPALIGN_INT},
 	[FLUSH_TOTAL_REQUESTS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
 	[FLUSH_FAILED_REQUESTS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
 	[FLUSH_PROMPT_TOKENS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
 	[FLUSH_COMPLETION_TOKENS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-	[FLUSH_LAST_USED_AT] = {TIMESTAMPTZOID, TIMESTAMPTZARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
+	[FLUSH_LAST_USED_AT] = {TIMESTAMPTZOID, TIMESTAMPTZARRAYOID, 8, FLOAT8PASSBYVAL,
+							TYPALIGN_DOUBLE},
 };
 
 /* One parameter: an array with that column of all the deltas. */
 static Datum
 flush_parameter(int parameter, const UsageDelta *deltas, int count)
 {
-	Datum	   *values = MemoryContextAllocHuge(CurrentMemoryContext, count * sizeof(Datum));
-	bool	   *nulls = palloc0(count * sizeof(bool));
-	int			lower_bound = 1;
+	Datum *values = MemoryContextAllocHuge(CurrentMemoryContext, count * sizeof(Datum));
+	bool *nulls = palloc0(count * sizeof(bool));
+	int lower_bound = 1;
 
 	for (int i = 0; i < count; i++)
 	{
@@ -135,21 +136,20 @@ flush_parameter(int parameter, const UsageDelta *deltas, int count)
 		}
 	}
 
-	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &lower_bound,
-											  flush_types[parameter].element,
-											  flush_types[parameter].length,
-											  flush_types[parameter].by_value,
-											  flush_types[parameter].alignment));
+	return PointerGetDatum(
+		construct_md_array(values, nulls, 1, &count, &lower_bound, flush_types[parameter].element,
+						   flush_types[parameter].length, flush_types[parameter].by_value,
+						   flush_types[parameter].alignment));
 }
 
 /* Add deltas to the table.  Returns the number of rows. */
 static int
 write_deltas(const UsageDelta *deltas, int count)
 {
-	Oid			types[FLUSH_PARAMETERS];
-	Datum		values[FLUSH_PARAMETERS];
-	int			result;
-	int			rows;
+	Oid types[FLUSH_PARAMETERS];
+	Datum values[FLUSH_PARAMETERS];
+	int result;
+	int rows;
 
 	for (int i = 0; i < FLUSH_PARAMETERS; i++)
 	{
@@ -158,7 +158,8 @@ write_deltas(const UsageDelta *deltas, int count)
 	}
 
 	SPI_connect();
-	result = SPI_execute_with_args(flush_statement, FLUSH_PARAMETERS, types, values, NULL, false, 0);
+	result =
+		SPI_execute_with_args(flush_statement, FLUSH_PARAMETERS, types, values, NULL, false, 0);
 	if (result != SPI_OK_INSERT)
 		elog(ERROR, "could not write usage: %s", SPI_result_code_string(result));
 	rows = (int) SPI_processed;
@@ -174,10 +175,10 @@ static void
 flush(void)
 {
 	MemoryContext context = CurrentMemoryContext;
-	uint64		request = usage_requested_flush();
-	int			count;
+	uint64 request = usage_requested_flush();
+	int count;
 	UsageDelta *deltas = usage_collect(&count);
-	int			rows = 0;
+	int rows = 0;
 
 	if (count > 0)
 	{
@@ -213,8 +214,8 @@ wait_for_sessions(void)
 		/* all but us */
 		if (CountDBBackends(MyDatabaseId) <= 1)
 			break;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 STOP_POLL_MS, PG_WAIT_EXTENSION);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STOP_POLL_MS,
+						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
 }
@@ -236,7 +237,7 @@ regpilot_worker_main(Datum main_arg)
 	MemoryContextSwitchTo(context);
 
 	usage_attach_worker();
-	usage_collect_all_again();	/* our predecessor may have ended in a flush */
+	usage_collect_all_again(); /* our predecessor may have ended in a flush */
 
 	while (!ShutdownRequestPending)
 	{
@@ -256,7 +257,7 @@ regpilot_worker_main(Datum main_arg)
 
 	wait_for_sessions();
 	flush();
-	proc_exit(1);				/* 0 would unregister us, should the server go on */
+	proc_exit(1); /* 0 would unregister us, should the server go on */
 }
 
 void

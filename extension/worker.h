@@ -11,4 +11,4 @@
 /* Register the worker.  Called once, while the server preloads the module. */
 extern void worker_init(void);
 
-#endif							/* REGPILOT_WORKER_H */
+#endif /* REGPILOT_WORKER_H */

@@ -1,0 +1,104 @@
+/*
+ * buffer.c
+ *	  Bytes that grow up to a limit.
+ */
+#include "buffer.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void
+buffer_init(Buffer *buffer, size_t limit)
+{
+	memset(buffer, 0, sizeof(*buffer));
+	buffer->limit = limit;
+}
+
+void
+buffer_free(Buffer *buffer)
+{
+	free(buffer->data);
+	buffer_init(buffer, buffer->limit);
+}
+
+char *
+buffer_reserve(Buffer *buffer, size_t more)
+{
+	if (buffer->failed || more > buffer->limit - buffer->length)
+	{
+		buffer->failed = true;
+		return NULL;
+	}
+	if (buffer->length + more + 1 > buffer->size)
+	{
+		size_t size = buffer->size < 256 ? 256 : buffer->size;
+		char *data;
+
+		while (size < buffer->length + more + 1)
+			size *= 2;
+		data = realloc(buffer->data, size);
+		if (data == NULL)
+		{
+			buffer->failed = true;
+			return NULL;
+		}
+		buffer->data = data;
+		buffer->size = size;
+	}
+	return buffer->data + buffer->length;
+}
+
+bool
+buffer_append(Buffer *buffer, const void *bytes, size_t length)
+{
+	char *end = buffer_reserve(buffer, length);
+
+	if (end == NULL)
+		return false;
+	memcpy(end, bytes, length);
+	end[length] = '\0';
+	buffer->length += length;
+	return true;
+}
+
+bool
+buffer_append_string(Buffer *buffer, const char *string)
+{
+	return buffer_append(buffer, string, strlen(string));
+}
+
+bool
+buffer_printf(Buffer *buffer, const char *format, ...)
+{
+	va_list arguments;
+	int length;
+	char *end;
+
+	va_start(arguments, format);
+	length = vsnprintf(NULL, 0, format, arguments);
+	va_end(arguments);
+
+	end = length < 0 ? NULL : buffer_reserve(buffer, (size_t) length);
+	if (end == NULL)
+	{
+		buffer->failed = true;
+		return false;
+	}
+
+	va_start(arguments, format);
+	vsnprintf(end, (size_t) length + 1, format, arguments);
+	va_end(arguments);
+	buffer->length += (size_t) length;
+	return true;
+}
+
+void
+buffer_consume(Buffer *buffer, size_t length)
+{
+	if (length == 0)
+		return;
+	buffer->length -= length;
+	memmove(buffer->data, buffer->data + length, buffer->length + 1);
+}

@@ -1,0 +1,56 @@
+/*
+ * chat.h
+ *	  What the gateway reads in, and changes in, bodies of the OpenAI chat format.
+ */
+#ifndef REGPILOT_CHAT_H
+#define REGPILOT_CHAT_H
+
+#include "buffer.h"
+#include "reply.h"
+
+#include <jansson.h>
+#include <stdint.h>
+
+/* characters, as for a route's alias in the database */
+#define CHAT_MODEL_MAX 200
+
+typedef struct Chat
+{
+	json_t *body;		 /* the request's object; owned */
+	const char *quality; /* quality and model live in body; quality has a default */
+	const char *model;	 /* NULL: none asked for */
+	bool stream;
+} Chat;
+
+/* Tokens, by the upstream's count; 0: unknown. */
+typedef struct Usage
+{
+	int64_t prompt_tokens;
+	int64_t completion_tokens;
+} Usage;
+
+/*
+ * Reads and checks a request's body. Gives REFUSAL_NONE, and then the caller
+ * calls chat_free, or says what is wrong with it.
+ */
+extern Refusal chat_parse(const char *text, size_t length, bool stream_default, Chat *chat)
+	__attribute__((warn_unused_result));
+extern void chat_free(Chat *chat);
+
+/* The body that an upstream gets, for model; to be freed by the caller. NULL: out of memory. */
+extern char *chat_upstream_body(const Chat *chat, const char *model);
+
+/* Appends the text of a message: its content, or the text parts of it. */
+extern void chat_message_text(const json_t *message, Buffer *text);
+
+/*
+ * Reads the usage in an answer, or in a chunk of a streamed one, and leaves
+ * *usage alone when there is none. False when the text is not a JSON object.
+ */
+extern bool chat_read_usage(const char *text, size_t length, Usage *usage)
+	__attribute__((warn_unused_result));
+
+/* Whether the text is JSON at all. */
+extern bool chat_is_json(const char *text, size_t length);
+
+#endif

@@ -1,0 +1,23 @@
+/*
+ * relay.h
+ *	  Calls to upstreams over HTTP. The only user of libcurl.
+ */
+#ifndef REGPILOT_RELAY_H
+#define REGPILOT_RELAY_H
+
+#include "upstream.h"
+
+/* What a thread keeps between its calls: its connections to upstreams. Not to be shared. */
+typedef struct Relay Relay;
+
+/* Before the first thread starts; false after a message. */
+extern bool relay_init(void) __attribute__((warn_unused_result));
+
+/* NULL: out of memory. */
+extern Relay *relay_create(void);
+extern void relay_free(Relay *relay);
+
+extern UpstreamResult relay_call(Relay *relay, UpstreamCall *call)
+	__attribute__((warn_unused_result));
+
+#endif

@@ -1,0 +1,501 @@
+/*
+ * server.c
+ *	  Accepts connections and gives each a thread, until a signal ends it.
+ *
+ * The main thread accepts; a worker serves one connection, request after
+ * request, until the web server closes it, and then waits for another. So kept
+ * connections pin their threads. When all that config allows are pinned and one
+ * more connection comes, it waits in the backlog, and the connection that has
+ * been without a request for longest is closed, or else the first whose request
+ * ends. A web server that sends a request on it at that very moment cannot have
+ * it answered: hence only then, and the advice to keep fewer connections.
+ *
+ * libfcgi would rather accept by itself, but has no way to stop that in every
+ * thread. So a worker hands it a connection that is accepted already and a
+ * listening socket that is none. Read in libfcgi 2.4.2 (fcgiapp.c, os_unix.c):
+ *
+ * - FCGX_Accept_r first finishes the request before, and there closes ipcFd
+ *   unless keepConnection is set: so both are set. With ipcFd >= 0 it goes on to
+ *   read a request from it.
+ * - When the peer closes, or sends what is not FastCGI, or SO_RCVTIMEO strikes,
+ *   it closes ipcFd and calls OS_Accept(-1), which neither blocks nor exits:
+ *   accept() gives EBADF, which is not among the errors it retries, and
+ *   FCGX_Accept_r returns an error. The same after a request without
+ *   FCGI_KEEP_CONN, when FCGX_Finish_r has closed ipcFd.
+ * - Closing (OS_Close) shuts down the sending side and waits up to 2 s at a time
+ *   for the peer to close: only a worker waits, not the main thread.
+ * - It neither retries EINTR nor EAGAIN: all signals are blocked in workers, and
+ *   descriptors stay blocking, with timeouts that count as errors.
+ *
+ * Each connection has a second descriptor, which libfcgi does not know: with it,
+ * the main thread can shut the connection down, and a relay watch it, without
+ * the danger that libfcgi has closed the number and another thread reused it.
+ *
+ * Locking: "lock" protects all of struct server, and the fields of a Worker
+ * except where they say otherwise.
+ */
+#include "server.h"
+#include "clock.h"
+#include "config.h"
+#include "log.h"
+#include "relay.h"
+#include "request.h"
+
+#include <errno.h>
+#include <fcgiapp.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/queue.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/*
+ * Bytes of stack. jansson recurses up to 2048 levels deep, which takes half of
+ * it; pages that are never touched cost nothing.
+ */
+#define STACK_SIZE (1024 * 1024)
+/* Seconds that a kept connection may be silent: more than a web server keeps one (nginx: 60). */
+#define RECEIVE_TIMEOUT 120
+/* Seconds that a client may refuse to take what we send. */
+#define SEND_TIMEOUT 30
+/* ms to wait when the process is out of descriptors or memory for a connection */
+#define ACCEPT_PAUSE 100
+/* ms between two messages that all threads are taken */
+#define COMPLAINT_INTERVAL 60000
+/* ms that cut-off answers get to notice */
+#define CUT_OFF_GRACE 2000
+
+typedef enum WorkerState
+{
+	WORKER_IDLE,	/* no connection; on the idle list */
+	WORKER_WAITING, /* for the next request on its connection */
+	WORKER_SERVING	/* a request */
+} WorkerState;
+
+typedef struct Worker
+{
+	WorkerState state;
+	int connection; /* our descriptor of it; -1 when idle */
+	bool closing;	/* no request will follow on the connection: we have shut its receiving side */
+	bool kept;		/* waits for another request than the first: is on the kept list */
+	pthread_cond_t wake;
+	LIST_ENTRY(Worker) all;
+	LIST_ENTRY(Worker) idle;
+	TAILQ_ENTRY(Worker) kept_link;
+	Relay *relay; /* the worker's own, not under the lock */
+} Worker;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static struct
+{
+	LIST_HEAD(, Worker) all;
+	LIST_HEAD(, Worker) idle;
+	TAILQ_HEAD(, Worker) kept;	/* whose connections are kept without a request, longest first */
+	int count;				/* of all */
+	bool full;				/* a connection waits until a worker becomes idle */
+	bool stopping;
+	pthread_cond_t ended;	/* a worker has: count fell */
+	int idle_event;			/* eventfd: a worker became idle while full */
+	int signals;			/* signalfd */
+	pthread_attr_t thread_attributes;
+} server;
+
+bool
+server_init(void)
+{
+	sigset_t blocked;
+	sigset_t ending;
+	struct rlimit files;
+	pthread_condattr_t monotonic;
+
+	/* All but those that mean a bug here; the main thread reads the ending ones. */
+	sigfillset(&blocked);
+	sigdelset(&blocked, SIGSEGV);
+	sigdelset(&blocked, SIGBUS);
+	sigdelset(&blocked, SIGFPE);
+	sigdelset(&blocked, SIGILL);
+	sigdelset(&blocked, SIGABRT);
+	pthread_sigmask(SIG_SETMASK, &blocked, NULL);
+
+	/* libfcgi puts its own handler where SIGPIPE is ignored, so ignore it after that. */
+	if (FCGX_Init() != 0)
+	{
+		log_line("could not initialise libfcgi");
+		return false;
+	}
+	signal(SIGPIPE, SIG_IGN);
+
+	/* Two descriptors a connection, and those of its relay. */
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
+	{
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+
+	sigemptyset(&ending);
+	sigaddset(&ending, SIGTERM);
+	sigaddset(&ending, SIGINT);
+	sigaddset(&ending, SIGQUIT);
+	sigaddset(&ending, SIGHUP);
+	server.signals = signalfd(-1, &ending, SFD_CLOEXEC);
+	server.idle_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (server.signals < 0 || server.idle_event < 0)
+	{
+		log_line("could not make descriptors: %s", strerror(errno));
+		return false;
+	}
+
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&server.ended, &monotonic);
+	pthread_attr_init(&server.thread_attributes);
+	pthread_attr_setstacksize(&server.thread_attributes, STACK_SIZE);
+	pthread_attr_setdetachstate(&server.thread_attributes, PTHREAD_CREATE_DETACHED);
+	LIST_INIT(&server.all);
+	LIST_INIT(&server.idle);
+	TAILQ_INIT(&server.kept);
+	return true;
+}
+
+/* ---- workers ---- */
+
+/* No more requests on this connection; what the web server has sent is still read. Holds the lock. */
+static void
+close_receiving(Worker *worker)
+{
+	worker->closing = true;
+	shutdown(worker->connection, SHUT_RD);
+}
+
+/* Whether the next request has arrived. */
+static bool
+has_request(const Worker *worker)
+{
+	struct pollfd connection = {.fd = worker->connection, .events = POLLIN};
+
+	return poll(&connection, 1, 0) > 0;
+}
+
+/* Marks the worker as waiting, for the first request on its connection or another. */
+static void
+begin_waiting(Worker *worker, bool first)
+{
+	pthread_mutex_lock(&lock);
+	worker->state = WORKER_WAITING;
+	worker->kept = !first;
+	if (worker->kept)
+		TAILQ_INSERT_TAIL(&server.kept, worker, kept_link);
+	if (server.stopping || (server.full && worker->kept && !has_request(worker)))
+		close_receiving(worker);
+	pthread_mutex_unlock(&lock);
+}
+
+/* The worker waits no longer. Holds the lock. */
+static void
+end_waiting(Worker *worker)
+{
+	if (worker->kept)
+		TAILQ_REMOVE(&server.kept, worker, kept_link);
+	worker->kept = false;
+}
+
+/* Marks the worker as serving; gives the descriptor on which a client can be seen to go. */
+static int
+begin_serving(Worker *worker)
+{
+	int client;
+
+	pthread_mutex_lock(&lock);
+	end_waiting(worker);
+	worker->state = WORKER_SERVING;
+	/* A side that we have shut looks as if the client had gone. */
+	client = worker->closing ? -1 : worker->connection;
+	pthread_mutex_unlock(&lock);
+	return client;
+}
+
+static void
+serve_connection(Worker *worker)
+{
+	FCGX_Request request;
+
+	FCGX_InitRequest(&request, -1, 0);
+	request.ipcFd = fcntl(worker->connection, F_DUPFD_CLOEXEC, 0);
+	request.keepConnection = 1;
+	if (request.ipcFd < 0)
+	{
+		log_line("could not duplicate a descriptor: %s", strerror(errno));
+		return;
+	}
+
+	for (bool first = true;; first = false)
+	{
+		bool complete;
+
+		begin_waiting(worker, first);
+		if (FCGX_Accept_r(&request) != 0)
+			return;
+		complete = request_serve(&request, begin_serving(worker), worker->relay);
+		FCGX_Finish_r(&request);
+		if (!complete)
+			FCGX_Free(&request, 1);
+	}
+}
+
+static void *
+worker_main(void *argument)
+{
+	Worker *worker = argument;
+
+	pthread_mutex_lock(&lock);
+	for (;;)
+	{
+		while (worker->connection < 0 && !server.stopping)
+			pthread_cond_wait(&worker->wake, &lock);
+		if (worker->connection < 0)
+			break;
+
+		pthread_mutex_unlock(&lock);
+		serve_connection(worker);
+		pthread_mutex_lock(&lock);
+
+		end_waiting(worker);
+		close(worker->connection);
+		worker->connection = -1;
+		worker->closing = false;
+		worker->state = WORKER_IDLE;
+		LIST_INSERT_HEAD(&server.idle, worker, idle);
+		if (server.full)
+		{
+			server.full = false;
+			eventfd_write(server.idle_event, 1);
+		}
+	}
+	LIST_REMOVE(worker, idle);
+	LIST_REMOVE(worker, all);
+	pthread_mutex_unlock(&lock);
+
+	relay_free(worker->relay);
+	pthread_cond_destroy(&worker->wake);
+	free(worker);
+
+	pthread_mutex_lock(&lock);
+	server.count--;
+	pthread_cond_signal(&server.ended);
+	pthread_mutex_unlock(&lock);
+	return NULL;
+}
+
+/* Starts a worker, which is on the idle list then; NULL after a message. Holds the lock. */
+static Worker *
+start_worker(void)
+{
+	Worker *worker = calloc(1, sizeof(Worker));
+	pthread_t thread;
+	int error = ENOMEM;
+
+	if (worker == NULL)
+		goto failed;
+	worker->connection = -1;
+	worker->relay = relay_create();
+	if (worker->relay == NULL)
+		goto failed;
+	pthread_cond_init(&worker->wake, NULL);
+	error = pthread_create(&thread, &server.thread_attributes, worker_main, worker);
+	if (error != 0)
+		goto failed;
+
+	LIST_INSERT_HEAD(&server.all, worker, all);
+	LIST_INSERT_HEAD(&server.idle, worker, idle);
+	server.count++;
+	return worker;
+
+failed:
+	log_line("could not start a thread: %s", strerror(error));
+	if (worker != NULL)
+		relay_free(worker->relay);
+	free(worker);
+	return NULL;
+}
+
+/* ---- the main thread ---- */
+
+static void
+set_options(int connection)
+{
+	struct timeval receive = {.tv_sec = RECEIVE_TIMEOUT};
+	struct timeval send = {.tv_sec = SEND_TIMEOUT};
+	int on = 1;
+
+	setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &receive, sizeof(receive));
+	setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &send, sizeof(send));
+	if (config.address_length == 0 || config.address.ss_family != AF_UNIX)
+		setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* no use on others */
+}
+
+/* Gives a connection to a worker. */
+static void
+dispatch(int connection)
+{
+	Worker *worker;
+
+	set_options(connection);
+	pthread_mutex_lock(&lock);
+	worker = LIST_FIRST(&server.idle);
+	if (worker == NULL)
+		worker = start_worker();
+	if (worker != NULL)
+	{
+		LIST_REMOVE(worker, idle);
+		worker->connection = connection;
+		worker->state = WORKER_WAITING;
+		pthread_cond_signal(&worker->wake);
+	}
+	pthread_mutex_unlock(&lock);
+	if (worker == NULL)
+		close(connection);
+}
+
+/*
+ * Whether a worker is there, or can be, for the connection that has come. If not,
+ * frees one if it can, and idle_event tells when one is.
+ */
+static bool
+has_worker(void)
+{
+	static int64_t complained;
+	Worker *worker;
+	bool has;
+
+	pthread_mutex_lock(&lock);
+	has = server.count < config.max_threads || !LIST_EMPTY(&server.idle);
+	server.full = !has;
+	if (!has)
+	{
+		TAILQ_FOREACH(worker, &server.kept, kept_link)
+		{
+			if (!worker->closing && !has_request(worker))
+			{
+				close_receiving(worker);
+				break;
+			}
+		}
+	}
+	pthread_mutex_unlock(&lock);
+
+	if (!has && (complained == 0 || clock_ms() - complained >= COMPLAINT_INTERVAL))
+	{
+		complained = clock_ms();
+		log_line("connections wait: all %d threads (REGPILOT_MAX_THREADS) are taken",
+				 config.max_threads);
+	}
+	return has;
+}
+
+static void
+accept_connection(int listener)
+{
+	int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+	if (connection >= 0)
+		dispatch(connection);
+	else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+	{
+		log_line("could not accept a connection: %s", strerror(errno));
+		poll(NULL, 0, ACCEPT_PAUSE);
+	}
+}
+
+/* Lets workers go that wait for a request or a connection, and the others after their answer. */
+static void
+begin_stopping(void)
+{
+	Worker *worker;
+
+	pthread_mutex_lock(&lock);
+	server.stopping = true;
+	LIST_FOREACH(worker, &server.all, all)
+	{
+		if (worker->state == WORKER_WAITING)
+			close_receiving(worker);
+		pthread_cond_signal(&worker->wake);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+/* Waits until all workers have ended; false after so many ms. */
+static bool
+wait_for_workers(int ms)
+{
+	struct timespec deadline = clock_timespec(clock_ms() + ms);
+	bool ended;
+
+	pthread_mutex_lock(&lock);
+	while (server.count > 0 &&
+		   pthread_cond_timedwait(&server.ended, &lock, &deadline) != ETIMEDOUT)
+		;
+	ended = server.count == 0;
+	pthread_mutex_unlock(&lock);
+	return ended;
+}
+
+static void
+cut_off_answers(void)
+{
+	Worker *worker;
+
+	pthread_mutex_lock(&lock);
+	log_line("cutting off %d answers", server.count);
+	LIST_FOREACH(worker, &server.all, all)
+	{
+		if (worker->connection >= 0)
+			shutdown(worker->connection, SHUT_RDWR);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+bool
+server_run(int listener)
+{
+	struct pollfd ready[] = {
+		{.fd = server.signals, .events = POLLIN},
+		{.fd = server.idle_event, .events = POLLIN},
+		{.fd = listener, .events = POLLIN},
+	};
+	eventfd_t ignored;
+
+	while (ready[0].revents == 0)
+	{
+		if (poll(ready, 3, -1) < 0)
+			continue;
+		if (ready[1].revents != 0)
+		{
+			eventfd_read(server.idle_event, &ignored);
+			ready[2].fd = listener;
+		}
+		if (ready[2].revents != 0)
+		{
+			if (has_worker())
+				accept_connection(listener);
+			else
+				ready[2].fd = -1; /* poll() passes over it until a worker is idle */
+		}
+	}
+
+	close(listener);
+	begin_stopping();
+	if (wait_for_workers(config.shutdown_grace))
+		return true;
+	cut_off_answers();
+	return wait_for_workers(CUT_OFF_GRACE);
+}

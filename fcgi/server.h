@@ -1,0 +1,22 @@
+/*
+ * server.h
+ *	  Accepts connections and gives each a thread, until a signal ends it.
+ */
+#ifndef REGPILOT_SERVER_H
+#define REGPILOT_SERVER_H
+
+#include <stdbool.h>
+
+/*
+ * Prepares the process: blocks signals in all threads to come, initialises
+ * libfcgi. To be called before anything starts a thread. False after a message.
+ */
+extern bool server_init(void) __attribute__((warn_unused_result));
+
+/*
+ * Serves until SIGTERM or SIGINT, then until the running answers are complete
+ * or config.shutdown_grace is over. False when threads are still busy then.
+ */
+extern bool server_run(int listener);
+
+#endif

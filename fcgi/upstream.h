@@ -1,0 +1,45 @@
+/*
+ * upstream.h
+ *	  One call to an upstream, as seen by those who make it (request.c) and
+ *	  those who carry it out (relay.c, echo.c).
+ */
+#ifndef REGPILOT_UPSTREAM_H
+#define REGPILOT_UPSTREAM_H
+
+#include "buffer.h"
+#include "chat.h"
+
+/* Bytes that an answer which is not streamed may have. */
+#define UPSTREAM_BODY_MAX (16 * 1024 * 1024)
+
+typedef enum UpstreamResult
+{
+	UPSTREAM_ANSWERED,	  /* completely: status and body are set, or all events forwarded */
+	UPSTREAM_FAILED,	  /* nothing was forwarded: another upstream may be tried */
+	UPSTREAM_TIMED_OUT,	  /* the same, for want of time */
+	UPSTREAM_BROKEN_OFF,  /* failed after an event was forwarded */
+	UPSTREAM_FELL_SILENT, /* the same, for want of time */
+	UPSTREAM_CLIENT_GONE  /* ended because nobody waits for the answer any more */
+} UpstreamResult;
+
+typedef struct UpstreamCall
+{
+	/* what is asked */
+	const char *base_url;
+	const char *secret; /* NULL: none */
+	const char *body;	/* JSON */
+	bool stream;
+	int client; /* readable once the client has gone; -1: it stays to the end */
+
+	/* Passes an event on to the client; false when that has gone. */
+	bool (*forward)(void *context, const char *event, size_t length);
+	void *context;
+
+	/* what comes back */
+	int status;			  /* of an answer that was not streamed */
+	Buffer answer;		  /* its body; made and freed by the caller */
+	Usage usage;		  /* as far as known, whatever the result */
+	char problem[160];	  /* for the log, when it failed */
+} UpstreamCall;
+
+#endif

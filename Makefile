@@ -1,0 +1,57 @@
+# The PostgreSQL module, by PGXS, and the targets for people. The responder has
+# a Makefile of its own in fcgi/.
+#
+#   make, make install, make installcheck    the usual PGXS habits; need pg_config
+#   make run, make stop, make clean          a private RegPilot under var/
+#   make test, make lint, make bench         install what they need themselves
+
+EXTENSION = regpilot
+MODULE_big = regpilot
+OBJS = $(addprefix extension/, authorize.o catalog.o key.o lifecycle.o ratelimit.o \
+	regpilot.o secret.o settings.o usage.o worker.o)
+DATA = extension/regpilot--1.0.sql
+REGRESS = setup key secret authorize ratelimit usage privileges
+
+# Unused parameters are in the server's headers; PostgreSQL's own idiom
+# for (int i = 0; i < lengthof(x); i++) compares signs.
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
+
+# Bitcode would let the JIT inline our functions into expressions, which wins
+# nothing here and needs the very clang that the server was built with.
+override with_llvm = no
+
+PG_CONFIG ?= pg_config
+
+# The scripts must work before there is a pg_config, so PGXS comes in only for
+# other goals.
+scripts = run stop test lint bench
+ifneq (,$(filter-out $(scripts), $(or $(MAKECMDGOALS), all)))
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq (,$(PGXS))
+include $(PGXS)
+else
+all install installcheck:
+	@echo "$(PG_CONFIG) not found: install the development files of PostgreSQL, or set PG_CONFIG" >&2; exit 1
+endif
+endif
+
+$(OBJS): $(wildcard extension/*.h)
+
+all: responder
+responder:
+	$(MAKE) -C fcgi
+
+clean: clean-private
+clean-private:
+	dev/stop
+	$(MAKE) -C fcgi clean
+	rm -rf var
+
+run stop test lint:
+	@dev/$@
+
+bench:
+	@dev/deps run bench
+	@bench/run
+
+.PHONY: $(scripts) responder clean clean-private

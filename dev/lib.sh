@@ -1,0 +1,93 @@
+# Shared by the scripts beside it, which source it; leaves the shell at the root
+# of the tree.
+set -eu
+cd "$(dirname "$0")/.."
+root=$(pwd -P)
+
+pgmajor=15
+bindir=/usr/lib/postgresql/$pgmajor/bin
+pg_config=$bindir/pg_config
+
+# Nothing that the caller's environment says about other servers or an outer
+# make may reach ours.
+unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES CDPATH
+for name in $(env | sed -n 's/^\(PG[A-Z_]*\)=.*/\1/p'); do unset "$name"; done
+export LC_ALL=C
+
+die()
+{
+	echo "${0##*/}: $*" >&2
+	exit 1
+}
+
+# PostgreSQL refuses to run as root, so root runs everything as user postgres.
+# Either way the command gets a small, known environment, to which NAME=VALUE
+# words before it add.
+if [ "$(id -u)" = 0 ]; then
+	runner=postgres
+	as_runner()
+	{
+		setpriv --reuid=postgres --regid=postgres --init-groups --reset-env env "$@"
+	}
+else
+	runner=$(id -un)
+	as_runner()
+	{
+		env -i HOME="$HOME" PATH="$PATH" USER="$runner" LOGNAME="$runner" "$@"
+	}
+fi
+
+# copy_sources DIR: the tree without what git ignores. Builds are made in such
+# copies: nothing is left in the tree, nothing old in it gets into them, and the
+# runner need not be able to read it. Files keep their times, for make.
+copy_sources()
+{
+	tar --create --exclude-vcs --exclude-vcs-ignores . | tar --extract --no-same-owner --directory="$1"
+}
+
+# What `make run` keeps. In $server, which only the runner may enter, lie the
+# cluster, its socket, the responder's socket and all logs.
+server=$root/var/server
+pgroot=$root/var/root
+
+# pids PROGRAM: our running processes of that program. Ours are those that work
+# in $server or below it, so no pid file can mislead and orphans are found too.
+pids()
+{
+	find /proc -mindepth 2 -maxdepth 2 -name cwd \( -lname "$server" -o \
+		-lname "$server (deleted)" -o -lname "$server/*" \) 2>/dev/null |
+	while read -r link; do
+		case $(readlink "${link%cwd}exe") in
+			*/"$1" | */"$1 (deleted)") basename "${link%/cwd}" ;;
+		esac
+	done
+}
+
+# master PROGRAM PIDFILE: the pid in that file, if it is one of ours.
+master()
+{
+	[ -f "$2" ] || return 1
+	read -r pid <"$2"
+	case " $(pids "$1" | tr '\n' ' ')" in
+		*" $pid "*) echo "$pid" ;;
+		*) return 1 ;;
+	esac
+}
+
+# end PROGRAM SIGNAL SECONDS [PIDFILE]: ends our processes of that program, by
+# SIGKILL those that are still there after that time. With a pid file the signal
+# goes to the master alone, if there is one: it looks after its children.
+end()
+{
+	targets=$(master "$1" "${4:-}" || pids "$1")
+	[ -z "$targets" ] || kill -s "$2" $targets 2>/dev/null || :
+	for _ in $(seq $(($3 * 10))); do
+		[ "$(pids "$1")" ] || return 0
+		sleep 0.1
+	done
+	kill -s KILL $(pids "$1") 2>/dev/null || :
+}
+
+end_postgres() { end postgres INT 30 "$server/data/postmaster.pid"; }
+end_responder() { end regpilot-fcgi TERM 10; }
+end_nginx() { end nginx TERM 5; }

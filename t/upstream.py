@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""An OpenAI-like upstream on a loopback port, for the tests.
+
+upstream.py REQUESTS [CERT KEY]: prints its port, serves until its standard
+input ends (so it never outlives the test), and appends to the file REQUESTS a
+JSON line for each request that came in and for each answer that the client cut
+short. With CERT and KEY it speaks HTTPS. What it does is chosen by the model
+that is asked for; see MODELS.
+"""
+
+import json
+import os
+import select
+import ssl
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+WORDS = ["one", "two", "three", "four", "five"]
+record_lock = threading.Lock()
+
+
+def record(entry):
+    with record_lock, open(sys.argv[1], "a") as log:
+        log.write(json.dumps(entry) + "\n")
+
+
+class ClientGone(Exception):
+    pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format, *args):
+        pass
+
+    def wait(self, seconds):
+        """Sleeps, but raises as soon as the client hangs up."""
+        if select.select([self.connection], [], [], seconds)[0]:
+            raise ClientGone
+
+    def answer(self, status, body, content_type="application/json", length=None):
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(length or len(body)))
+        self.send_header("X-Upstream-Header", "stays here")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer_error(self, status, message):
+        self.answer(status, {"error": {"message": message, "type": "upstream_error"}})
+
+    # --- streams
+
+    def start_stream(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def send_data(self, data):
+        data = data.encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
+
+    def send_chunk(self, delta, finish=None, usage=None):
+        chunk = {
+            "id": "chatcmpl-test",
+            "object": "chat.completion.chunk",
+            "created": 1700000000,
+            "model": self.model,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        }
+        if usage:
+            chunk.update(choices=[], usage=usage)
+        self.send_data("data: %s\n\n" % json.dumps(chunk))
+
+    def stream(self, words, delay):
+        self.start_stream()
+        self.send_chunk({"role": "assistant"})
+        for word in words:
+            self.wait(delay)
+            self.send_chunk({"content": word + " "})
+        self.send_chunk({}, finish="stop")
+        if (self.body.get("stream_options") or {}).get("include_usage"):
+            self.send_chunk({}, usage=self.usage(len(words)))
+        self.send_data("data: [DONE]\n\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def usage(self, completion):
+        return {"prompt_tokens": 7, "completion_tokens": completion, "total_tokens": 7 + completion}
+
+    # --- one method a model
+
+    def ok(self):
+        if self.body.get("stream"):
+            return self.stream(WORDS, 0.3)
+        self.answer(200, {
+            "id": "chatcmpl-test",
+            "object": "chat.completion",
+            "created": 1700000000,
+            "model": self.model,
+            "choices": [{
+                "index": 0,
+                "message": {"role": "assistant", "content": " ".join(WORDS)},
+                "finish_reason": "stop",
+            }],
+            "usage": self.usage(len(WORDS)),
+        })
+
+    def slow(self):
+        self.wait(1.5)
+        self.ok()
+
+    def long_stream(self):
+        self.stream(["word%d" % n for n in range(20)], 0.2)
+
+    def silent_stream(self):
+        self.start_stream()
+        self.send_chunk({"role": "assistant"})
+        self.send_chunk({"content": "first "})
+        self.wait(60)
+
+    def dies(self):
+        self.start_stream()
+        self.send_chunk({"role": "assistant"})
+        self.send_chunk({"content": "first "})
+        self.wait(0.3)
+        self.close_connection = True
+
+    def no_done(self):
+        """Ends the stream in order but without [DONE]."""
+        self.start_stream()
+        self.send_chunk({"content": "first "})
+        self.wfile.write(b"0\r\n\r\n")
+
+    def cut(self):
+        self.answer(200, b'{"object": "chat.compl', length=1000)
+        self.close_connection = True
+
+    def hang(self):
+        self.wait(60)
+
+    def garbage(self):
+        self.answer(200, b"<html>welcome</html>", content_type="text/html")
+
+    def not_an_object(self):
+        self.answer(200, b"[1, 2")
+
+    def error_500(self):
+        self.answer_error(500, "internal: " + self.headers.get("Authorization", ""))
+
+    def error_429(self):
+        self.answer_error(429, "slow down")
+
+    def error_400(self):
+        self.answer_error(400, "this model takes no pictures")
+
+    def secret_400(self):
+        self.answer_error(400, "bad request with " + self.headers.get("Authorization", ""))
+
+    def secret_401(self):
+        self.answer_error(401, "Incorrect API key: " + self.headers.get("Authorization", ""))
+
+    def redirect(self):
+        self.send_response(302)
+        self.send_header("Location", "/v1/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    MODELS = {
+        "ok": ok, "slow": slow, "long-stream": long_stream, "silent-stream": silent_stream,
+        "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "garbage": garbage,
+        "not-an-object": not_an_object, "error-500": error_500, "error-429": error_429,
+        "error-400": error_400, "secret-400": secret_400, "secret-401": secret_401,
+        "redirect": redirect,
+    }
+
+    def do_POST(self):
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        try:
+            self.body = json.loads(raw)
+        except ValueError:
+            self.body = {}
+        self.model = self.body.get("model")
+        record({"event": "request", "path": self.path, "model": self.model, "body": self.body,
+                "headers": {name.lower(): value for name, value in self.headers.items()}})
+        try:
+            self.MODELS[self.model](self)
+        except (ClientGone, OSError):
+            record({"event": "client gone", "model": self.model})
+            self.close_connection = True
+
+    def do_GET(self):
+        record({"event": "request", "path": self.path, "model": None})
+        self.answer_error(404, "not here")
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """A refused TLS handshake is what some tests are about."""
+        record({"event": "failed connection", "error": repr(sys.exc_info()[1])})
+
+
+server = Server(("127.0.0.1", 0), Handler)
+if len(sys.argv) > 2:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[2], sys.argv[3])
+    # The handshake belongs to the connection's thread, not to the accept loop.
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_address[1], flush=True)
+sys.stdin.read()
+os._exit(0)

@@ -10,6 +10,7 @@
  */
 #include <fcgiapp.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -40,6 +41,7 @@ main(int argc, char **argv)
 		return 2;
 	}
 	FCGX_Init();
+	signal(SIGTERM, SIG_DFL); /* libfcgi has taken it */
 	socket = FCGX_OpenSocket(argv[1], 1024);
 	threads = atoi(argv[2]);
 	for (int i = 0; i < threads; i++)

@@ -12,8 +12,10 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -258,6 +260,33 @@ find_referenced_row(CatalogReader *reader, Lookup lookup, Datum value)
 	return row;
 }
 
+/* The project of a key. Keys of one call are often of the same as the key before. */
+static TupleTableSlot *
+find_project(CatalogReader *reader, Datum id)
+{
+	TupleTableSlot *row = reader->open[LOOKUP_PROJECT].row;
+	bool isnull;
+
+	if (row != NULL && memcmp(DatumGetUUIDP(slot_getattr(row, Anum_project_id, &isnull)),
+							  DatumGetUUIDP(id), UUID_LEN) == 0)
+		return row;
+	return find_referenced_row(reader, LOOKUP_PROJECT, id);
+}
+
+/* The plan of that name, likewise. */
+static TupleTableSlot *
+find_plan(CatalogReader *reader, Datum name)
+{
+	TupleTableSlot *row = reader->open[LOOKUP_PLAN].row;
+	bool isnull;
+
+	if (row != NULL &&
+		DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+											 slot_getattr(row, Anum_plan_name, &isnull), name)))
+		return row;
+	return find_referenced_row(reader, LOOKUP_PLAN, name);
+}
+
 bool
 catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], CatalogKey *key)
 {
@@ -292,7 +321,7 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 	value = slot_getattr(key_row, Anum_api_key_expires_at, &isnull);
 	key->expires_at = isnull ? DT_NOEND : DatumGetTimestampTz(value);
 
-	project_row = find_referenced_row(reader, LOOKUP_PROJECT, key->project_id);
+	project_row = find_project(reader, key->project_id);
 	key->project = slot_getattr(project_row, Anum_project_name, &isnull);
 	key->plan = slot_getattr(project_row, Anum_project_plan, &isnull);
 
@@ -300,7 +329,7 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 	value = slot_getattr(key_row, Anum_api_key_requests_per_minute, &isnull);
 	if (isnull)
 	{
-		plan_row = find_referenced_row(reader, LOOKUP_PLAN, key->plan);
+		plan_row = find_plan(reader, key->plan);
 		value = slot_getattr(plan_row, Anum_plan_requests_per_minute, &isnull);
 	}
 	key->requests_per_minute = isnull ? 0 : DatumGetInt32(value);

@@ -52,6 +52,7 @@
 #define PARTITION_COUNT 64 /* a power of two */
 #define NO_SLOT (-1)
 #define FLUSH_WAIT_MS 30000
+#define SEARCH_INTERVAL 10000 /* microseconds between searches of a full partition */
 
 typedef struct UsageKey
 {
@@ -73,7 +74,7 @@ typedef struct UsagePartition
 	LWLock *lock;			/* fixed */
 	int free;				/* lock: first slot of the free list */
 	int hand;				/* lock: where eviction looks next */
-	int64 full_at;			/* lock: second in which eviction last failed */
+	int64 full_at;			/* lock: monotonic time when eviction last failed */
 	pg_atomic_uint32 dirty; /* atomic: a slot may hold what is not flushed */
 } UsagePartition;
 
@@ -160,7 +161,7 @@ initialize_shared(void)
 		int first = i * slots_per_partition;
 
 		partition->lock = &locks[i].lock;
-		partition->full_at = -1;
+		partition->full_at = -SEARCH_INTERVAL;
 		pg_atomic_init_u32(&partition->dirty, 0);
 		partition->free = first;
 		for (int s = 0; s < slots_per_partition; s++)
@@ -311,9 +312,9 @@ take_slot(UsagePartition *partition)
 		return index;
 	}
 
-	/* windows empty by the second: do not search a full partition more often */
+	/* a search takes its time: do not repeat one that failed for every request */
 	now = monotonic_now();
-	if (partition->full_at == now / USECS_PER_SEC)
+	if (now - partition->full_at < SEARCH_INTERVAL)
 		return NO_SLOT;
 
 	for (int i = 0; i < slots_per_partition; i++)
@@ -326,7 +327,7 @@ take_slot(UsagePartition *partition)
 			return index;
 		}
 	}
-	partition->full_at = now / USECS_PER_SEC;
+	partition->full_at = now;
 	return NO_SLOT;
 }
 

@@ -12,6 +12,9 @@ OBJS = $(addprefix extension/, authorize.o catalog.o key.o lifecycle.o ratelimit
 DATA = extension/regpilot--1.0.sql
 REGRESS = setup key secret authorize ratelimit usage privileges
 
+# pg_regress cannot drop a database that the worker is connected to.
+REGRESS_PREP = drop-database
+
 # Unused parameters are in the server's headers; PostgreSQL's own idiom
 # for (int i = 0; i < lengthof(x); i++) compares signs.
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
@@ -25,13 +28,13 @@ PG_CONFIG ?= pg_config
 # The scripts must work before there is a pg_config, so PGXS comes in only for
 # other goals.
 scripts = run stop test lint bench
-ifneq (,$(filter-out $(scripts), $(or $(MAKECMDGOALS), all)))
+goals = $(filter-out $(scripts), $(or $(MAKECMDGOALS), all))
+ifneq (,$(goals))
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq (,$(PGXS))
 include $(PGXS)
-else
-all install installcheck:
-	@echo "$(PG_CONFIG) not found: install the development files of PostgreSQL, or set PG_CONFIG" >&2; exit 1
+else ifneq (clean,$(strip $(goals)))
+$(error $(PG_CONFIG) not found: install the development files of PostgreSQL, or set PG_CONFIG)
 endif
 endif
 
@@ -40,6 +43,10 @@ $(OBJS): $(wildcard extension/*.h)
 all: responder
 responder:
 	$(MAKE) -C fcgi
+
+drop-database:
+	'$(bindir)/psql' -X -q -d postgres -c 'SET client_min_messages = warning' \
+		-c 'DROP DATABASE IF EXISTS $(CONTRIB_TESTDB) WITH (FORCE)'
 
 clean: clean-private
 clean-private:
@@ -54,4 +61,4 @@ bench:
 	@dev/deps run bench
 	@bench/run
 
-.PHONY: $(scripts) responder clean clean-private
+.PHONY: $(scripts) responder drop-database clean clean-private

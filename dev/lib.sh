@@ -39,10 +39,12 @@ fi
 
 # copy_sources DIR: the tree without what git ignores. Builds are made in such
 # copies: nothing is left in the tree, nothing old in it gets into them, and the
-# runner need not be able to read it. Files keep their times, for make.
+# runner need not be able to read it. Files keep their times, for make. var is named
+# since a copy into it must not contain itself, also where there is no .gitignore.
 copy_sources()
 {
-	tar --create --exclude-vcs --exclude-vcs-ignores . | tar --extract --no-same-owner --directory="$1"
+	tar --create --exclude-vcs --exclude-vcs-ignores --exclude=./var . |
+		tar --extract --no-same-owner --directory="$1"
 }
 
 # What `make run` keeps. In $server, which only the runner may enter, lie the

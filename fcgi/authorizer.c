@@ -13,9 +13,10 @@
  * even while a leader still asks on its behalf.
  *
  * Locking: "lock" protects the queue, led, and the fields of a Question that
- * say so. What belongs to the leader (struct Call and the connection) is used
- * by one thread at a time without the lock; the lock is taken in between, when
- * leadership changes.
+ * say so. What belongs to the leader (call and database) is used by one thread
+ * at a time without the lock; the lock is taken in between, when leadership
+ * changes. A thread that waits is woken by its semaphore, once, after the lock
+ * has been released: so those woken do not queue up for the lock.
  */
 #include "authorizer.h"
 #include "buffer.h"
@@ -26,7 +27,9 @@
 #include "routes.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
@@ -45,9 +48,10 @@
 
 typedef enum QuestionState
 {
-	QUESTION_QUEUED,  /* in the queue */
-	QUESTION_CALLED,  /* in call.question[slot] of the leader */
-	QUESTION_ANSWERED /* answer is filled in */
+	QUESTION_QUEUED,   /* in the queue */
+	QUESTION_CHOSEN,   /* in the queue, and its thread is to lead; wake is posted */
+	QUESTION_CALLED,   /* in call.question[slot] */
+	QUESTION_ANSWERED, /* answer is filled in; wake is posted */
 } QuestionState;
 
 /* Lives on the stack of the thread that asks. */
@@ -58,18 +62,18 @@ typedef struct Question
 	const char *permission;
 	const char *environment;
 	int64_t deadline;
-	pthread_cond_t wake; /* signalled when state becomes ANSWERED, or leading true */
+	sem_t wake;
+
+	/* written under lock; atomic, since its thread reads it without, once woken */
+	_Atomic QuestionState state;
 
 	/* protected by lock */
-	QuestionState state;
 	int slot;
-	bool leading;
 	Authorization *answer;
 	TAILQ_ENTRY(Question) link;
 } Question;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_condattr_t monotonic;
 
 /* protected by lock */
 static TAILQ_HEAD(QuestionQueue, Question) queue = TAILQ_HEAD_INITIALIZER(queue);
@@ -96,8 +100,8 @@ static struct
 	Oid secret_type;	/* regpilot.secret */
 	bool listening;		/* the server tells us of changes of the routes */
 	int64_t routes_read;
-	int failures;	  /* since the last call that worked */
-	int64_t retry_at; /* no attempt to connect before this */
+	int failures;					   /* since the last call that worked */
+	int64_t retry_at;				   /* no attempt to connect before this */
 	char problem[DATABASE_ERROR_SIZE]; /* the one logged last */
 } database;
 
@@ -135,8 +139,6 @@ static const char routes_sql[] =
 bool
 authorizer_init(void)
 {
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	buffer_init(&call.ordinals, SIZE_MAX / 2);
 	buffer_init(&call.secrets, SIZE_MAX / 2);
 	buffer_init(&call.permissions, SIZE_MAX / 2);
@@ -226,8 +228,8 @@ static bool
 listen_for_routes(int64_t deadline, char *error)
 {
 	char sqlstate[6];
-	PGresult *result = database_query(database.connection, "LISTEN regpilot_routes", deadline,
-									  error, sqlstate);
+	PGresult *result =
+		database_query(database.connection, "LISTEN regpilot_routes", deadline, error, sqlstate);
 
 	database.listening = result != NULL;
 	PQclear(result);
@@ -280,8 +282,7 @@ routes_changed(void)
 		PQfreemem(notification);
 		changed = true;
 	}
-	return changed || (!database.listening &&
-					   clock_ms() - database.routes_read >= ROUTES_INTERVAL);
+	return changed || (!database.listening && clock_ms() - database.routes_read >= ROUTES_INTERVAL);
 }
 
 /* Sees to it that there is a connection that works, as far as we know. */
@@ -439,7 +440,12 @@ read_verdict(const char *name)
 static void
 read_text(const PGresult *result, int row, int column, char *text, size_t size)
 {
-	snprintf(text, size, "%s", PQgetvalue(result, row, column)); /* "" for NULL */
+	size_t length = (size_t) PQgetlength(result, row, column); /* 0 for NULL */
+
+	if (length >= size)
+		length = size - 1;
+	memcpy(text, PQgetvalue(result, row, column), length);
+	text[length] = '\0';
 }
 
 static int64_t
@@ -459,7 +465,8 @@ read_answer(const PGresult *result, int row, Authorization *answer)
 	answer->retry_after = (int) read_integer(result, row, COLUMN_RETRY_AFTER);
 	answer->reset = read_integer(result, row, COLUMN_RESET);
 
-#define READ_TEXT(column, field) read_text(result, row, column, answer->field, sizeof(answer->field))
+#define READ_TEXT(column, field)                                                                   \
+	read_text(result, row, column, answer->field, sizeof(answer->field))
 	READ_TEXT(COLUMN_KEY_ID, key_id);
 	READ_TEXT(COLUMN_PROJECT_ID, project_id);
 	READ_TEXT(COLUMN_PLAN, plan);
@@ -474,15 +481,12 @@ read_answer(const PGresult *result, int row, Authorization *answer)
 	answer->verdict = read_verdict(PQgetvalue(result, row, COLUMN_VERDICT));
 }
 
-/* Asks the database about the questions taken. Every answer that it does not give is "unavailable". */
+/* Asks the database about the questions taken; leaves alone the answers that it does not give. */
 static void
 make_call(int64_t deadline)
 {
 	char error[DATABASE_ERROR_SIZE];
 	PGresult *result = NULL;
-
-	for (int i = 0; i < call.count; i++)
-		call.answer[i].verdict = VERDICT_UNAVAILABLE;
 
 	/* A call that failed after it was sent is not repeated: it may have counted. */
 	if (send_call())
@@ -509,10 +513,32 @@ make_call(int64_t deadline)
 	database.failures = 0;
 }
 
-/* Gives the answers to those who are still there. Holds the lock. */
-static void
-hand_out(void)
+/*
+ * Leads once: asks for all who wait, hands out the answers and passes leadership
+ * on. The state of self is CHOSEN; true when it is ANSWERED afterwards.
+ */
+static bool
+lead(Question *self)
 {
+	Question *woken[CALL_MAX + 1];
+	Question *next;
+	int count = 0;
+	bool answered;
+
+	call.count = 0;
+	if (clock_remaining(self->deadline) > 0)
+	{
+		bool connected = ensure_connection(self->deadline);
+
+		for (int i = 0; i < CALL_MAX; i++)
+			call.answer[i].verdict = VERDICT_UNAVAILABLE;
+		take_questions(); /* only now: some may have come while we connected */
+		if (connected)
+			make_call(self->deadline);
+		explicit_bzero(call.secrets.data, call.secrets.size);
+	}
+
+	pthread_mutex_lock(&lock);
 	for (int i = 0; i < call.count; i++)
 	{
 		Question *question = call.question[i];
@@ -521,44 +547,73 @@ hand_out(void)
 			continue;
 		*question->answer = call.answer[i];
 		question->state = QUESTION_ANSWERED;
-		pthread_cond_signal(&question->wake);
+		if (question != self)
+			woken[count++] = question;
 	}
-	call.count = 0;
-}
 
-/* Leads once: asks for all who wait, and passes leadership on. Called and returns with the lock. */
-static void
-lead(Question *self)
-{
-	Question *next;
-
-	self->leading = false;
-	if (clock_remaining(self->deadline) > 0)
+	/* Not among those called: its time was up, or there were too many. */
+	if (self->state == QUESTION_CHOSEN)
 	{
-		bool connected;
-
-		pthread_mutex_unlock(&lock);
-		connected = ensure_connection(self->deadline);
-		take_questions(); /* only now: some may have come while we connected */
-		if (connected)
-			make_call(self->deadline);
-		else
+		self->state = QUESTION_QUEUED;
+		if (clock_remaining(self->deadline) == 0)
 		{
-			for (int i = 0; i < call.count; i++)
-				call.answer[i].verdict = VERDICT_UNAVAILABLE;
+			TAILQ_REMOVE(&queue, self, link);
+			self->state = QUESTION_ANSWERED; /* unavailable, as it began */
 		}
-		explicit_bzero(call.secrets.data, call.secrets.size);
-		pthread_mutex_lock(&lock);
-		hand_out();
 	}
+	answered = self->state == QUESTION_ANSWERED;
 
 	next = TAILQ_LAST(&queue, QuestionQueue);
 	led = next != NULL;
 	if (next != NULL)
 	{
-		next->leading = true;
-		pthread_cond_signal(&next->wake);
+		next->state = QUESTION_CHOSEN;
+		sem_post(&next->wake);
 	}
+	pthread_mutex_unlock(&lock);
+
+	/* call belongs to the next leader by now */
+	for (int i = 0; i < count; i++)
+		sem_post(&woken[i]->wake);
+	return answered;
+}
+
+/* Waits until the question is answered or chosen; false when its time was up before that. */
+static bool
+wait_for_turn(Question *self)
+{
+	struct timespec deadline = clock_timespec(self->deadline);
+	bool leaves = true;
+
+	while (sem_clockwait(&self->wake, CLOCK_MONOTONIC, &deadline) != 0)
+	{
+		if (errno != ETIMEDOUT)
+			continue;
+
+		pthread_mutex_lock(&lock);
+		switch (self->state)
+		{
+			case QUESTION_QUEUED:
+				TAILQ_REMOVE(&queue, self, link);
+				break;
+			case QUESTION_CALLED:
+				call.question[self->slot] = NULL;
+				break;
+			case QUESTION_CHOSEN:
+			case QUESTION_ANSWERED:
+				leaves = false;
+				break;
+		}
+		pthread_mutex_unlock(&lock);
+		if (leaves)
+			return false;
+
+		/* Woken in this very moment: whoever does it still uses the semaphore. */
+		while (sem_wait(&self->wake) != 0)
+			;
+		return true;
+	}
+	return true;
 }
 
 void
@@ -574,30 +629,28 @@ authorizer_ask(const char *key, size_t key_length, const char *permission, const
 		.state = QUESTION_QUEUED,
 		.answer = answer,
 	};
-	struct timespec deadline = clock_timespec(self.deadline);
+	bool waiting = true;
 
 	answer->verdict = VERDICT_UNAVAILABLE;
-	pthread_cond_init(&self.wake, &monotonic);
+	sem_init(&self.wake, 0, 0);
 
 	pthread_mutex_lock(&lock);
 	TAILQ_INSERT_TAIL(&queue, &self, link);
 	if (!led)
-		led = self.leading = true;
-	while (self.state != QUESTION_ANSWERED && clock_remaining(self.deadline) > 0)
 	{
-		if (self.leading)
-			lead(&self);
-		else
-			pthread_cond_timedwait(&self.wake, &lock, &deadline);
+		led = true;
+		self.state = QUESTION_CHOSEN;
+		waiting = false;
 	}
-
-	/* Time is up: leave, but not with the leadership. */
-	if (self.state == QUESTION_QUEUED)
-		TAILQ_REMOVE(&queue, &self, link);
-	else if (self.state == QUESTION_CALLED)
-		call.question[self.slot] = NULL;
-	if (self.leading)
-		lead(&self);
 	pthread_mutex_unlock(&lock);
-	pthread_cond_destroy(&self.wake);
+
+	for (;;)
+	{
+		if (waiting && !wait_for_turn(&self))
+			break;
+		if (self.state == QUESTION_ANSWERED || lead(&self))
+			break;
+		waiting = true;
+	}
+	sem_destroy(&self.wake);
 }

@@ -27,7 +27,7 @@ typedef enum Verdict
 } Verdict;
 
 /* Number of bytes, with the NUL, that a field of so many characters needs in UTF-8. */
-#define AUTHORIZATION_TEXT(characters) ((characters) * 4 + 1)
+#define AUTHORIZATION_TEXT(characters) (4 * (characters) + 1)
 
 /*
  * A row of regpilot.authorize_many. A text is empty where the column is NULL;

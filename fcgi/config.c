@@ -57,8 +57,9 @@ parse_unix_address(const char *path)
 
 	if (path[0] != '/' || strlen(path) >= sizeof(address->sun_path))
 	{
-		log_line("REGPILOT_LISTEN: the path of a Unix socket must be absolute, of at most %zu bytes",
-				 sizeof(address->sun_path) - 1);
+		log_line(
+			"REGPILOT_LISTEN: the path of a Unix socket must be absolute, of at most %zu bytes",
+			sizeof(address->sun_path) - 1);
 		return false;
 	}
 	address->sun_family = AF_UNIX;

@@ -11,8 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-#define PAUSE 20		  /* ms between two pieces of a streamed answer */
-#define PIECES_MAX 50	  /* so that the pauses come to one second at most */
+#define PAUSE 20	  /* ms between two pieces of a streamed answer */
+#define PIECES_MAX 50 /* so that the pauses come to one second at most */
 #define WHITE " \t\n\r\f\v"
 
 /* Words, separated by white space. */
@@ -60,10 +60,9 @@ usage_json(const Usage *usage)
 static char *
 answer_text(const char *object, const char *id, const char *model, json_t *choice, json_t *usage)
 {
-	json_t *answer =
-		json_pack("{s:s+,s:s,s:I,s:s,s:[o],s:o*}", "id", "chatcmpl-", id, "object", object,
-				  "created", (json_int_t) time(NULL), "model", model, "choices", choice, "usage",
-				  usage);
+	json_t *answer = json_pack("{s:s+,s:s,s:I,s:s,s:[o],s:o*}", "id", "chatcmpl-", id, "object",
+							   object, "created", (json_int_t) time(NULL), "model", model,
+							   "choices", choice, "usage", usage);
 	char *text = json_dumps(answer, JSON_COMPACT);
 
 	json_decref(answer);
@@ -73,9 +72,9 @@ answer_text(const char *object, const char *id, const char *model, json_t *choic
 static UpstreamResult
 answer_at_once(UpstreamCall *call, const Buffer *heard, const char *model, const char *id)
 {
-	json_t *choice = json_pack("{s:i,s:{s:s,s:s%},s:s}", "index", 0, "message", "role", "assistant",
-							   "content", heard->length > 0 ? heard->data : "", heard->length,
-							   "finish_reason", "stop");
+	json_t *choice =
+		json_pack("{s:i,s:{s:s,s:s%},s:s}", "index", 0, "message", "role", "assistant", "content",
+				  heard->length > 0 ? heard->data : "", heard->length, "finish_reason", "stop");
 	char *text = answer_text("chat.completion", id, model, choice, usage_json(&call->usage));
 
 	call->status = 200;

@@ -18,7 +18,7 @@
 #define EXIT_BAD_SETTING 2
 
 static const char help[] =
-	"regpilot-fcgi checks API keys in PostgreSQL and relays to LLM providers, behind a web server.\n"
+	"regpilot-fcgi: checks API keys in PostgreSQL and relays to LLM providers, for a web server.\n"
 	"\n"
 	"Usage: regpilot-fcgi [--help | --version]\n"
 	"\n"

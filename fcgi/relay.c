@@ -208,12 +208,11 @@ add_header(struct curl_slist *headers, const char *name, const char *value)
 static struct curl_slist *
 make_headers(const UpstreamCall *call)
 {
+	const char *accept = call->stream ? "text/event-stream, application/json" : "application/json";
 	struct curl_slist *headers = add_header(NULL, "Content-Type: ", "application/json");
 
 	if (headers != NULL)
-		headers = add_header(headers, "Accept: ",
-							 call->stream ? "text/event-stream, application/json"
-										  : "application/json");
+		headers = add_header(headers, "Accept: ", accept);
 	/* No "Expect: 100-continue": it would cost a round trip. */
 	if (headers != NULL)
 		headers = add_header(headers, "Expect:", "");
@@ -299,8 +298,9 @@ run(CURLM *multi, Transfer *transfer)
 			moved = now_moved;
 			last_move = clock_ms();
 		}
-		deadline = transfer->done ? transfer->done_at + DONE_GRACE
-								  : last_move + config.upstream_timeout;
+		deadline = last_move + config.upstream_timeout;
+		if (transfer->done)
+			deadline = transfer->done_at + DONE_GRACE;
 		if (clock_remaining(deadline) == 0)
 		{
 			if (!transfer->done)

@@ -7,57 +7,49 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* A body that ends the story: message and code. */
-#define CODED(status, message, code) {status, message, code, NULL}
-/* A body without a code, byte for byte. */
-#define PLAIN(status, body) {status, NULL, NULL, body}
-
 static const struct
 {
 	int status;
-	const char *message;
+	const char *text; /* the message, or where there is no code the whole body, byte for byte */
 	const char *code;
-	const char *body;
 } refusals[] = {
-	[REFUSAL_INVALID_JSON] = CODED(400, "The body must be a JSON object", "INVALID_JSON"),
-	[REFUSAL_MISSING_MESSAGES] = CODED(400, "Messages array is required", "MISSING_MESSAGES"),
+	[REFUSAL_INVALID_JSON] = {400, "The body must be a JSON object", "INVALID_JSON"},
+	[REFUSAL_MISSING_MESSAGES] = {400, "Messages array is required", "MISSING_MESSAGES"},
 	[REFUSAL_INVALID_MESSAGE_FORMAT] =
-		CODED(400, "Invalid message format. Each message must have 'role' and 'content'",
-			  "INVALID_MESSAGE_FORMAT"),
-	[REFUSAL_INVALID_QUALITY] =
-		CODED(400, "Invalid quality tier. Must be: cheap, balanced, or frontier",
-			  "INVALID_QUALITY"),
-	[REFUSAL_INVALID_TEMPERATURE] =
-		CODED(400, "Invalid temperature. Must be a number from 0 to 2", "INVALID_TEMPERATURE"),
-	[REFUSAL_INVALID_MODEL] =
-		CODED(400, "Invalid model. Must be a name of 1 to 200 characters", "INVALID_MODEL"),
-	[REFUSAL_INVALID_STREAM] =
-		CODED(400, "Invalid stream. Must be true or false", "INVALID_STREAM"),
+		{400, "Invalid message format. Each message must have 'role' and 'content'",
+		 "INVALID_MESSAGE_FORMAT"},
+	[REFUSAL_INVALID_QUALITY] = {400, "Invalid quality tier. Must be: cheap, balanced, or frontier",
+								 "INVALID_QUALITY"},
+	[REFUSAL_INVALID_TEMPERATURE] = {400, "Invalid temperature. Must be a number from 0 to 2",
+									 "INVALID_TEMPERATURE"},
+	[REFUSAL_INVALID_MODEL] = {400, "Invalid model. Must be a name of 1 to 200 characters",
+							   "INVALID_MODEL"},
+	[REFUSAL_INVALID_STREAM] = {400, "Invalid stream. Must be true or false", "INVALID_STREAM"},
 	[REFUSAL_MISSING_KEY] =
-		PLAIN(401, "{\"error\":\"Missing API key. Use one of: X-API-Key: YOUR_KEY, "
-				   "X-RegPilot-Key: YOUR_KEY, or Authorization: Bearer YOUR_KEY\","
-				   "\"headers_checked\":[\"x-api-key\",\"x-regpilot-key\",\"api-key\","
-				   "\"authorization\",\"x-authorization\",\"proxy-authorization\"]}"),
-	[REFUSAL_INVALID_KEY] = PLAIN(401, "{\"error\":\"Invalid or inactive API key\"}"),
-	[REFUSAL_REVOKED_KEY] = PLAIN(401, "{\"error\":\"API key has been revoked\"}"),
-	[REFUSAL_FORBIDDEN] =
-		PLAIN(403, "{\"error\":\"Insufficient permissions for this operation\"}"),
-	[REFUSAL_NOT_FOUND] = CODED(404, "There is nothing at this address", "NOT_FOUND"),
-	[REFUSAL_MODEL_NOT_FOUND] =
-		CODED(404, "No upstream serves this model or quality tier", "MODEL_NOT_FOUND"),
-	[REFUSAL_METHOD_NOT_ALLOWED] =
-		CODED(405, "This address does not take this method", "METHOD_NOT_ALLOWED"),
-	[REFUSAL_BODY_TOO_LARGE] = CODED(413, "The body is too large", "BODY_TOO_LARGE"),
-	[REFUSAL_UNSUPPORTED_MEDIA_TYPE] =
-		CODED(415, "Content-Type must be application/json", "UNSUPPORTED_MEDIA_TYPE"),
-	[REFUSAL_RATE_LIMITED] = PLAIN(429, NULL),
-	[REFUSAL_INTERNAL_ERROR] =
-		CODED(500, "The gateway could not make an answer", "INTERNAL_ERROR"),
-	[REFUSAL_UPSTREAM_FAILED] = CODED(502, "The upstream failed", "UPSTREAM_FAILED"),
-	[REFUSAL_DATABASE_UNAVAILABLE] =
-		CODED(503, "API keys cannot be checked at the moment", "DATABASE_UNAVAILABLE"),
-	[REFUSAL_UPSTREAM_TIMEOUT] =
-		CODED(504, "The upstream did not answer in time", "UPSTREAM_TIMEOUT"),
+		{401,
+		 "{\"error\":\"Missing API key. Use one of: X-API-Key: YOUR_KEY, X-RegPilot-Key: YOUR_KEY,"
+		 " or Authorization: Bearer YOUR_KEY\",\"headers_checked\":[\"x-api-key\","
+		 "\"x-regpilot-key\",\"api-key\",\"authorization\",\"x-authorization\","
+		 "\"proxy-authorization\"]}",
+		 NULL},
+	[REFUSAL_INVALID_KEY] = {401, "{\"error\":\"Invalid or inactive API key\"}", NULL},
+	[REFUSAL_REVOKED_KEY] = {401, "{\"error\":\"API key has been revoked\"}", NULL},
+	[REFUSAL_FORBIDDEN] = {403, "{\"error\":\"Insufficient permissions for this operation\"}",
+						   NULL},
+	[REFUSAL_NOT_FOUND] = {404, "There is nothing at this address", "NOT_FOUND"},
+	[REFUSAL_MODEL_NOT_FOUND] = {404, "No upstream serves this model or quality tier",
+								 "MODEL_NOT_FOUND"},
+	[REFUSAL_METHOD_NOT_ALLOWED] = {405, "This address does not take this method",
+									"METHOD_NOT_ALLOWED"},
+	[REFUSAL_BODY_TOO_LARGE] = {413, "The body is too large", "BODY_TOO_LARGE"},
+	[REFUSAL_UNSUPPORTED_MEDIA_TYPE] = {415, "Content-Type must be application/json",
+										"UNSUPPORTED_MEDIA_TYPE"},
+	[REFUSAL_RATE_LIMITED] = {429, NULL, NULL}, /* made in refusal_body() */
+	[REFUSAL_INTERNAL_ERROR] = {500, "The gateway could not make an answer", "INTERNAL_ERROR"},
+	[REFUSAL_UPSTREAM_FAILED] = {502, "The upstream failed", "UPSTREAM_FAILED"},
+	[REFUSAL_DATABASE_UNAVAILABLE] = {503, "API keys cannot be checked at the moment",
+									  "DATABASE_UNAVAILABLE"},
+	[REFUSAL_UPSTREAM_TIMEOUT] = {504, "The upstream did not answer in time", "UPSTREAM_TIMEOUT"},
 };
 
 int
@@ -70,30 +62,28 @@ void
 refusal_body(Refusal refusal, const RefusalDetail *detail, Buffer *body)
 {
 	const char *code = refusals[refusal].code;
-	const char *message = refusals[refusal].message;
+	const char *text = refusals[refusal].text;
 
 	if (refusal == REFUSAL_RATE_LIMITED)
-		buffer_printf(
-			body,
-			"{\"error\":\"Rate limit exceeded\",\"retry_after\":%d,\"limit\":%d,"
-			"\"window\":\"1 minute\"}",
-			detail->retry_after, detail->requests_per_minute);
+		buffer_printf(body,
+					  "{\"error\":\"Rate limit exceeded\",\"retry_after\":%d,\"limit\":%d,"
+					  "\"window\":\"1 minute\"}",
+					  detail->retry_after, detail->requests_per_minute);
 	else if (code == NULL)
-		buffer_append_string(body, refusals[refusal].body);
+		buffer_append_string(body, text);
 	else if (refusal == REFUSAL_UPSTREAM_FAILED || refusal == REFUSAL_UPSTREAM_TIMEOUT)
-		buffer_printf(body, "{\"error\":\"%s\",\"code\":\"%s\",\"request_id\":\"%s\"}", message,
-					  code, detail->request_id);
+		buffer_printf(body, "{\"error\":\"%s\",\"code\":\"%s\",\"request_id\":\"%s\"}", text, code,
+					  detail->request_id);
 	else
-		buffer_printf(body, "{\"error\":\"%s\",\"code\":\"%s\"}", message, code);
+		buffer_printf(body, "{\"error\":\"%s\",\"code\":\"%s\"}", text, code);
 }
 
 void
 refusal_event(Refusal refusal, const char *request_id, Buffer *event)
 {
 	buffer_printf(
-		event,
-		"data: {\"error\":{\"message\":\"%s\",\"code\":\"%s\",\"request_id\":\"%s\"}}\n\n",
-		refusals[refusal].message, refusals[refusal].code, request_id);
+		event, "data: {\"error\":{\"message\":\"%s\",\"code\":\"%s\",\"request_id\":\"%s\"}}\n\n",
+		refusals[refusal].text, refusals[refusal].code, request_id);
 }
 
 /* Reason phrases (RFC 9110, 15) of the statuses made here; an upstream's others go without. */

@@ -53,7 +53,7 @@ struct Endpoint
 {
 	const char *path;
 	const char *method;
-	bool open; /* needs no key */
+	bool open;				/* needs no key */
 	const char *permission; /* NULL: any valid key */
 	void (*serve)(Request *request);
 	bool stream_default;
@@ -253,18 +253,22 @@ static void
 serve_verify(Request *request)
 {
 	const Authorization *a = &request->authorization;
-	json_t *limits =
-		json_pack("{s:o,s:o,s:o}", "requests_per_minute",
-				  integer_or_null(a->has_limit, a->requests_per_minute), "remaining",
-				  integer_or_null(a->has_limit && a->has_remaining, a->remaining), "reset",
-				  integer_or_null(a->has_limit && a->has_reset, a->reset));
+	const char *environment = a->environment[0] != '\0' ? a->environment : NULL;
+	json_t *limits = json_object();
+	json_t *answer;
 
-	answer_json(request, json_pack("{s:b,s:s,s:s,s:s,s:s,s:s,s:s,s:s?,s:o,s:o}", "valid", 1,
-								   "project_id", a->project_id, "project", a->project, "plan",
-								   a->plan, "key_id", a->key_id, "name", a->name, "hint", a->hint,
-								   "environment", a->environment[0] != '\0' ? a->environment : NULL,
-								   "permissions", json_loads(a->permissions, 0, NULL), "limits",
-								   limits));
+	json_object_set_new(limits, "requests_per_minute",
+						integer_or_null(a->has_limit, a->requests_per_minute));
+	json_object_set_new(limits, "remaining",
+						integer_or_null(a->has_limit && a->has_remaining, a->remaining));
+	json_object_set_new(limits, "reset", integer_or_null(a->has_limit && a->has_reset, a->reset));
+
+	answer = json_pack("{s:b,s:s,s:s,s:s,s:s,s:s,s:s,s:s?}", "valid", 1, "project_id",
+					   a->project_id, "project", a->project, "plan", a->plan, "key_id", a->key_id,
+					   "name", a->name, "hint", a->hint, "environment", environment);
+	json_object_set_new(answer, "permissions", json_loads(a->permissions, 0, NULL));
+	json_object_set_new(answer, "limits", limits);
+	answer_json(request, answer);
 }
 
 /* Passes an event of the stream on; the first one sends the head before it. */
@@ -465,8 +469,7 @@ find_endpoint(const Request *request)
 
 	for (size_t i = 0; i < sizeof(endpoints) / sizeof(endpoints[0]); i++)
 	{
-		if (length == strlen(endpoints[i].path) &&
-			strncmp(uri, endpoints[i].path, length) == 0)
+		if (length == strlen(endpoints[i].path) && strncmp(uri, endpoints[i].path, length) == 0)
 			return &endpoints[i];
 	}
 	return NULL;
@@ -546,6 +549,7 @@ record_outcome(Request *request)
 static bool
 make_id(char id[33])
 {
+	static const char digits[] = "0123456789abcdef";
 	unsigned char bytes[16];
 	ssize_t length;
 
@@ -555,7 +559,11 @@ make_id(char id[33])
 	if (length != sizeof(bytes))
 		return false;
 	for (size_t i = 0; i < sizeof(bytes); i++)
-		sprintf(id + 2 * i, "%02x", bytes[i]);
+	{
+		id[2 * i] = digits[bytes[i] >> 4];
+		id[2 * i + 1] = digits[bytes[i] & 15];
+	}
+	id[32] = '\0';
 	return true;
 }
 

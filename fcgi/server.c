@@ -4,11 +4,12 @@
  *
  * The main thread accepts; a worker serves one connection, request after
  * request, until the web server closes it, and then waits for another. So kept
- * connections pin their threads. When all that config allows are pinned and one
- * more connection comes, it waits in the backlog, and the connection that has
- * been without a request for longest is closed, or else the first whose request
- * ends. A web server that sends a request on it at that very moment cannot have
- * it answered: hence only then, and the advice to keep fewer connections.
+ * connections pin their threads. When all that config allows are pinned, further
+ * connections wait in the backlog. For these a connection that has had no request
+ * for KEPT_UNUSED is closed; and where all are in use, one that has just had its
+ * answer, every PRESS_INTERVAL. A web server may at that very moment send another
+ * request on it, which cannot be answered: hence not sooner, and the advice in
+ * deploy/ to keep fewer connections than there are threads.
  *
  * libfcgi would rather accept by itself, but has no way to stop that in every
  * thread. So a worker hands it a connection that is accepted already and a
@@ -16,7 +17,7 @@
  *
  * - FCGX_Accept_r first finishes the request before, and there closes ipcFd
  *   unless keepConnection is set: so both are set. With ipcFd >= 0 it goes on to
- *   read a request from it.
+ *   read a request from it, and sets keepConnection as that asks for.
  * - When the peer closes, or sends what is not FastCGI, or SO_RCVTIMEO strikes,
  *   it closes ipcFd and calls OS_Accept(-1), which neither blocks nor exits:
  *   accept() gives EBADF, which is not among the errors it retries, and
@@ -63,13 +64,19 @@
  * it; pages that are never touched cost nothing.
  */
 #define STACK_SIZE (1024 * 1024)
+/* Descriptors of a busy worker: two of its connection, three of its relay, one in reserve. */
+#define DESCRIPTORS_EACH 6
 /* Seconds that a kept connection may be silent: more than a web server keeps one (nginx: 60). */
 #define RECEIVE_TIMEOUT 120
 /* Seconds that a client may refuse to take what we send. */
 #define SEND_TIMEOUT 30
 /* ms to wait when the process is out of descriptors or memory for a connection */
 #define ACCEPT_PAUSE 100
-/* ms between two messages that all threads are taken */
+/* ms without a request after which a kept connection may be closed in favour of another */
+#define KEPT_UNUSED 1000
+/* ms that connections wait before one that is in use is closed in their favour */
+#define PRESS_INTERVAL 1000
+/* ms between two messages that connections wait */
 #define COMPLAINT_INTERVAL 60000
 /* ms that cut-off answers get to notice */
 #define CUT_OFF_GRACE 2000
@@ -87,6 +94,7 @@ typedef struct Worker
 	int connection; /* our descriptor of it; -1 when idle */
 	bool closing;	/* no request will follow on the connection: we have shut its receiving side */
 	bool kept;		/* waits for another request than the first: is on the kept list */
+	int64_t kept_since;
 	pthread_cond_t wake;
 	LIST_ENTRY(Worker) all;
 	LIST_ENTRY(Worker) idle;
@@ -100,13 +108,14 @@ static struct
 {
 	LIST_HEAD(, Worker) all;
 	LIST_HEAD(, Worker) idle;
-	TAILQ_HEAD(, Worker) kept;	/* whose connections are kept without a request, longest first */
-	int count;				/* of all */
-	bool full;				/* a connection waits until a worker becomes idle */
+	TAILQ_HEAD(, Worker) kept; /* whose connections are kept without a request, longest first */
+	int count;				   /* of all */
+	bool full;				   /* a connection waits until a worker becomes idle */
+	bool pressed;			   /* the next answer is to be the last on its connection */
 	bool stopping;
-	pthread_cond_t ended;	/* a worker has: count fell */
-	int idle_event;			/* eventfd: a worker became idle while full */
-	int signals;			/* signalfd */
+	pthread_cond_t ended; /* a worker has: count fell */
+	int idle_event;		  /* eventfd: a worker became idle while full */
+	int signals;		  /* signalfd */
 	pthread_attr_t thread_attributes;
 } server;
 
@@ -135,11 +144,14 @@ server_init(void)
 	}
 	signal(SIGPIPE, SIG_IGN);
 
-	/* Two descriptors a connection, and those of its relay. */
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
 	{
 		files.rlim_cur = files.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &files);
+		if (files.rlim_max / DESCRIPTORS_EACH < (rlim_t) config.max_threads)
+			log_line("%d threads (REGPILOT_MAX_THREADS) may need more than the %llu files that this"
+					 " process may open",
+					 config.max_threads, (unsigned long long) files.rlim_max);
 	}
 
 	sigemptyset(&ending);
@@ -169,21 +181,12 @@ server_init(void)
 
 /* ---- workers ---- */
 
-/* No more requests on this connection; what the web server has sent is still read. Holds the lock. */
+/* No more requests on this connection; what has been sent is still read. Holds the lock. */
 static void
 close_receiving(Worker *worker)
 {
 	worker->closing = true;
 	shutdown(worker->connection, SHUT_RD);
-}
-
-/* Whether the next request has arrived. */
-static bool
-has_request(const Worker *worker)
-{
-	struct pollfd connection = {.fd = worker->connection, .events = POLLIN};
-
-	return poll(&connection, 1, 0) > 0;
 }
 
 /* Marks the worker as waiting, for the first request on its connection or another. */
@@ -194,15 +197,18 @@ begin_waiting(Worker *worker, bool first)
 	worker->state = WORKER_WAITING;
 	worker->kept = !first;
 	if (worker->kept)
+	{
+		worker->kept_since = clock_ms();
 		TAILQ_INSERT_TAIL(&server.kept, worker, kept_link);
-	if (server.stopping || (server.full && worker->kept && !has_request(worker)))
+	}
+	if (server.stopping)
 		close_receiving(worker);
 	pthread_mutex_unlock(&lock);
 }
 
-/* The worker waits no longer. Holds the lock. */
+/* The worker is no longer one whose connection is kept. Holds the lock. */
 static void
-end_waiting(Worker *worker)
+end_keeping(Worker *worker)
 {
 	if (worker->kept)
 		TAILQ_REMOVE(&server.kept, worker, kept_link);
@@ -216,12 +222,25 @@ begin_serving(Worker *worker)
 	int client;
 
 	pthread_mutex_lock(&lock);
-	end_waiting(worker);
+	end_keeping(worker);
 	worker->state = WORKER_SERVING;
 	/* A side that we have shut looks as if the client had gone. */
 	client = worker->closing ? -1 : worker->connection;
 	pthread_mutex_unlock(&lock);
 	return client;
+}
+
+/* Whether another request may follow on a connection. */
+static bool
+may_keep(void)
+{
+	bool keep;
+
+	pthread_mutex_lock(&lock);
+	keep = !server.stopping && !server.pressed;
+	server.pressed = false;
+	pthread_mutex_unlock(&lock);
+	return keep;
 }
 
 static void
@@ -246,9 +265,9 @@ serve_connection(Worker *worker)
 		if (FCGX_Accept_r(&request) != 0)
 			return;
 		complete = request_serve(&request, begin_serving(worker), worker->relay);
+		if (!complete || !may_keep())
+			request.keepConnection = 0;
 		FCGX_Finish_r(&request);
-		if (!complete)
-			FCGX_Free(&request, 1);
 	}
 }
 
@@ -269,7 +288,7 @@ worker_main(void *argument)
 		serve_connection(worker);
 		pthread_mutex_lock(&lock);
 
-		end_waiting(worker);
+		end_keeping(worker);
 		close(worker->connection);
 		worker->connection = -1;
 		worker->closing = false;
@@ -277,7 +296,7 @@ worker_main(void *argument)
 		LIST_INSERT_HEAD(&server.idle, worker, idle);
 		if (server.full)
 		{
-			server.full = false;
+			server.full = server.pressed = false;
 			eventfd_write(server.idle_event, 1);
 		}
 	}
@@ -366,40 +385,54 @@ dispatch(int connection)
 		close(connection);
 }
 
+/* Closes the connection that has been kept for longest, if it is not in use. Holds the lock. */
+static void
+close_unused(void)
+{
+	Worker *worker = TAILQ_FIRST(&server.kept);
+
+	if (worker != NULL && clock_ms() - worker->kept_since >= KEPT_UNUSED)
+	{
+		end_keeping(worker);
+		shutdown(worker->connection, SHUT_RDWR);
+	}
+}
+
 /*
- * Whether a worker is there, or can be, for the connection that has come. If not,
- * frees one if it can, and idle_event tells when one is.
+ * Whether a worker is there, or can be, for the connection that has come. If
+ * not, idle_event tells when one is.
  */
 static bool
 has_worker(void)
 {
-	static int64_t complained;
-	Worker *worker;
 	bool has;
 
 	pthread_mutex_lock(&lock);
 	has = server.count < config.max_threads || !LIST_EMPTY(&server.idle);
 	server.full = !has;
 	if (!has)
-	{
-		TAILQ_FOREACH(worker, &server.kept, kept_link)
-		{
-			if (!worker->closing && !has_request(worker))
-			{
-				close_receiving(worker);
-				break;
-			}
-		}
-	}
+		close_unused();
+	pthread_mutex_unlock(&lock);
+	return has;
+}
+
+/* Connections have waited for PRESS_INTERVAL. */
+static void
+press(void)
+{
+	static int64_t complained;
+
+	pthread_mutex_lock(&lock);
+	server.pressed = server.full;
+	close_unused();
 	pthread_mutex_unlock(&lock);
 
-	if (!has && (complained == 0 || clock_ms() - complained >= COMPLAINT_INTERVAL))
+	if (complained == 0 || clock_ms() - complained >= COMPLAINT_INTERVAL)
 	{
 		complained = clock_ms();
 		log_line("connections wait: all %d threads (REGPILOT_MAX_THREADS) are taken",
 				 config.max_threads);
 	}
-	return has;
 }
 
 static void
@@ -441,8 +474,7 @@ wait_for_workers(int ms)
 	bool ended;
 
 	pthread_mutex_lock(&lock);
-	while (server.count > 0 &&
-		   pthread_cond_timedwait(&server.ended, &lock, &deadline) != ETIMEDOUT)
+	while (server.count > 0 && pthread_cond_timedwait(&server.ended, &lock, &deadline) != ETIMEDOUT)
 		;
 	ended = server.count == 0;
 	pthread_mutex_unlock(&lock);
@@ -476,8 +508,12 @@ server_run(int listener)
 
 	while (ready[0].revents == 0)
 	{
-		if (poll(ready, 3, -1) < 0)
+		int count = poll(ready, 3, ready[2].fd < 0 ? PRESS_INTERVAL : -1);
+
+		if (count < 0)
 			continue;
+		if (count == 0)
+			press();
 		if (ready[1].revents != 0)
 		{
 			eventfd_read(server.idle_event, &ignored);

@@ -36,10 +36,10 @@ typedef struct UpstreamCall
 	void *context;
 
 	/* what comes back */
-	int status;			  /* of an answer that was not streamed */
-	Buffer answer;		  /* its body; made and freed by the caller */
-	Usage usage;		  /* as far as known, whatever the result */
-	char problem[160];	  /* for the log, when it failed */
+	int status;		   /* of an answer that was not streamed */
+	Buffer answer;	   /* its body; made and freed by the caller */
+	Usage usage;	   /* as far as known, whatever the result */
+	char problem[160]; /* for the log, when it failed */
 } UpstreamCall;
 
 #endif

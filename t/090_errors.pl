@@ -97,6 +97,9 @@ my $answer = $site->post($chat, qq({"messages":[{"role":"user","content":"$big"}
 is($answer->{status}, 413, '11 MB');
 is($answer->{json}{code}, 'BODY_TOO_LARGE', '11 MB: code');
 $failures++;
+$answer = $site->post($chat, 'x' x 34_000_000, "X-API-Key: $key");
+is($answer->{status}, 413, '34 MB, which nginx refuses by itself');
+is($answer->{json}{code}, 'BODY_TOO_LARGE', '34 MB: the same code');
 $answer = $site->post($chat, $big, 'X-API-Key: nobody');
 is($answer->{status}, 401, '11 MB with a wrong key');
 is($answer->{body}, $body{invalid}, '11 MB with a wrong key: body');

@@ -51,7 +51,10 @@ foreach my $signal (qw(TERM INT))
 	my ($seen, $status) = end_while_streaming($signal, 'long-stream', 4);
 	is_deeply($seen, { whole => 4, 200 => 4 }, "SIG$signal: running streams end whole");
 	is($status, 0, "SIG$signal: exit 0");
-	is($site->get('/healthz')->{status}, 502, "SIG$signal: and nobody is there");
+	my $answer = $site->get('/healthz');
+	is($answer->{status}, 503, "SIG$signal: and nobody is there");
+	is($answer->{json}{code}, 'GATEWAY_UNAVAILABLE', "SIG$signal: which nginx says in JSON");
+	like($answer->{headers}{'retry-after'}, qr/^\d+$/, "SIG$signal: with a time to try again");
 	$site->start_responder;
 	$site->wait_for_verdicts;
 	is($site->chat($key)->{status}, 200, "SIG$signal: started again, answers");

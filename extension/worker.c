@@ -36,9 +36,21 @@
 #include "worker.h"
 
 #define RESTART_SECONDS 1
-#define LOCK_TIMEOUT "1s" /* a SIGTERM does not end a wait for a lock */
 #define STOP_POLL_MS 10
 #define STOP_WAIT_MS 5000 /* that other sessions get to end at a stop */
+
+/* What a flush relies on, whatever the configuration or ALTER DATABASE says. */
+static const struct
+{
+	const char *name;
+	const char *value;
+} worker_settings[] = {
+	{"search_path", "pg_catalog, pg_temp"},
+	{"default_transaction_read_only", "off"},
+	{"default_transaction_isolation", "read committed"},
+	{"session_replication_role", "origin"},
+	{"lock_timeout", "1s"}, /* a SIGTERM does not end a wait for a lock */
+};
 
 /* Found by name in the library. */
 PGDLLEXPORT void regpilot_worker_main(Datum main_arg);
@@ -230,8 +242,9 @@ regpilot_worker_main(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 
 	BackgroundWorkerInitializeConnection(regpilot_database, NULL, 0);
-	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_OVERRIDE);
+	for (int i = 0; i < lengthof(worker_settings); i++)
+		SetConfigOption(worker_settings[i].name, worker_settings[i].value, PGC_SUSET,
+						PGC_S_OVERRIDE);
 
 	context = AllocSetContextCreate(TopMemoryContext, "regpilot worker", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);

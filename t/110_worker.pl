@@ -33,6 +33,17 @@ $node->restart;
 $site->wait_for_worker;
 is(total(), 107, 'a clean restart keeps the exact total');
 
+# settings of the database that would hinder a flush do not
+$site->sql("ALTER DATABASE regpilot SET default_transaction_read_only = on");
+$site->sql("ALTER DATABASE regpilot SET default_transaction_isolation = 'serializable'");
+$node->restart;
+$site->wait_for_worker;
+is(authorize(1), 1, 'authorised in a read-only database');
+is(total(), 108, 'settings of the database do not reach the worker');
+$node->safe_psql('postgres', "ALTER DATABASE regpilot RESET ALL");
+$node->restart;
+$site->wait_for_worker;
+
 # the worker dies: PostgreSQL restarts all
 foreach my $round (1 .. 3)
 {

@@ -34,8 +34,8 @@ $site->wait_for_worker;
 is(total(), 107, 'a clean restart keeps the exact total');
 
 # settings of the database that would hinder a flush do not
-$site->sql("ALTER DATABASE regpilot SET default_transaction_read_only = on");
 $site->sql("ALTER DATABASE regpilot SET default_transaction_isolation = 'serializable'");
+$site->sql("ALTER DATABASE regpilot SET default_transaction_read_only = on");
 $node->restart;
 $site->wait_for_worker;
 is(authorize(1), 1, 'authorised in a read-only database');

@@ -270,6 +270,7 @@ regpilot_authorize_many(PG_FUNCTION_ARGS)
 		Datum values[1 + AUTHORIZATION_COUNT];
 		bool nulls[1 + AUTHORIZATION_COUNT];
 
+		CHECK_FOR_INTERRUPTS();
 		authorize(reader, element_pointer(&secrets, i), element_text(&permissions, i),
 				  element_text(&environments, i), &row);
 
@@ -299,6 +300,18 @@ record(CatalogReader *reader, const pg_uuid_t *key_id, Environment environment,
 	return catalog_has_key(reader, key_id) && usage_record(key_id, environment, outcome, true);
 }
 
+/*
+ * The tokens of one request.  An upstream has made the number up: bounded, the
+ * sums stay within a bigint, which a flush of all keys depends on.
+ */
+static int64
+token_count(const Elements *counts, int i)
+{
+	if (counts->nulls[i])
+		return 0;
+	return Min(Max(0, DatumGetInt64(counts->values[i])), PG_INT32_MAX);
+}
+
 Datum
 regpilot_record_many(PG_FUNCTION_ARGS)
 {
@@ -325,15 +338,14 @@ regpilot_record_many(PG_FUNCTION_ARGS)
 		const text *environment = element_text(&environments, i);
 		UsageCounters outcome = {0};
 
+		CHECK_FOR_INTERRUPTS();
 		if (key_id == NULL || environment == NULL || statuses.nulls[i])
 			continue;
 
 		if (DatumGetInt32(statuses.values[i]) >= FIRST_FAILED_STATUS)
 			outcome.failed_requests = 1;
-		if (!prompt_tokens.nulls[i])
-			outcome.prompt_tokens = Max(0, DatumGetInt64(prompt_tokens.values[i]));
-		if (!completion_tokens.nulls[i])
-			outcome.completion_tokens = Max(0, DatumGetInt64(completion_tokens.values[i]));
+		outcome.prompt_tokens = token_count(&prompt_tokens, i);
+		outcome.completion_tokens = token_count(&completion_tokens, i);
 
 		if (record(reader, key_id,
 				   environment_from_name(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)),

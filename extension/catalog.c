@@ -15,6 +15,7 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -22,7 +23,6 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 
 #include "compat.h"
 
@@ -80,6 +80,9 @@ static const struct
 	[LOOKUP_PROJECT] = {"project", "project_pkey", F_UUID_EQ},
 	[LOOKUP_PLAN] = {"plan", "plan_pkey", F_TEXTEQ},
 };
+
+/* One lookup of each table. */
+static const Lookup locked_lookups[] = {LOOKUP_KEY_BY_DIGEST, LOOKUP_PROJECT, LOOKUP_PLAN};
 
 static const char *const verdict_names[VERDICT_COUNT] = {
 	[VERDICT_OK] = "ok",
@@ -191,16 +194,44 @@ catalog_exists(void)
 	return cache.valid || fill_cache();
 }
 
+/* Lock or unlock the tables that lookups are made in. */
+static void
+lock_tables(void)
+{
+	for (int i = 0; i < lengthof(locked_lookups); i++)
+		LockRelationOid(cache.tables[locked_lookups[i]], AccessShareLock);
+}
+
+static void
+unlock_tables(void)
+{
+	for (int i = 0; i < lengthof(locked_lookups); i++)
+		UnlockRelationOid(cache.tables[locked_lookups[i]], AccessShareLock);
+}
+
 CatalogReader *
 catalog_open(void)
 {
 	CatalogReader *reader;
 
-	if (!catalog_exists())
-		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						errmsg("the tables of extension regpilot are not in this database"),
-						errhint("Run CREATE EXTENSION regpilot.")));
+	/*
+	 * Lock first, which takes in what others have changed, and see whether the
+	 * OIDs still hold: under the lock they do, as no one can drop the tables,
+	 * nor an index that REINDEX CONCURRENTLY has replaced.
+	 */
+	for (;;)
+	{
+		if (!catalog_exists())
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("the tables of extension regpilot are not in this database"),
+							errhint("Run CREATE EXTENSION regpilot.")));
+		lock_tables();
+		if (cache.valid)
+			break;
+		unlock_tables();
+	}
 
+	/* only then: rows of a table rewritten meanwhile are not in older snapshots */
 	reader = palloc0(sizeof(CatalogReader));
 	reader->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	return reader;
@@ -218,10 +249,11 @@ catalog_close(CatalogReader *reader)
 		ExecDropSingleTupleTableSlot(open->row);
 		index_endscan(open->scan);
 		index_close(open->index, AccessShareLock);
-		table_close(open->table, AccessShareLock);
+		table_close(open->table, NoLock);
 	}
 	UnregisterSnapshot(reader->snapshot);
 	pfree(reader);
+	unlock_tables();
 }
 
 /*
@@ -236,7 +268,7 @@ find_row(CatalogReader *reader, Lookup lookup, Datum value)
 
 	if (open->table == NULL)
 	{
-		open->table = table_open(cache.tables[lookup], AccessShareLock);
+		open->table = table_open(cache.tables[lookup], NoLock);
 		open->index = index_open(cache.indexes[lookup], AccessShareLock);
 		open->scan = compat_index_beginscan(open->table, open->index, reader->snapshot);
 		open->row = table_slot_create(open->table, NULL);

@@ -74,9 +74,9 @@ extern CatalogReader *catalog_open(void);
 extern void catalog_close(CatalogReader *reader);
 
 /* Find a key by its digest or by its id; false if there is none. */
-extern pg_nodiscard bool catalog_find_key(CatalogReader *reader,
+pg_nodiscard extern bool catalog_find_key(CatalogReader *reader,
 										  const uint8 digest[KEY_DIGEST_LENGTH], CatalogKey *key);
-extern pg_nodiscard bool catalog_has_key(CatalogReader *reader, const pg_uuid_t *id);
+pg_nodiscard extern bool catalog_has_key(CatalogReader *reader, const pg_uuid_t *id);
 
 /* A verdict as a Datum of regpilot.verdict. */
 extern Datum catalog_verdict(Verdict verdict);

@@ -18,7 +18,9 @@
 
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h" /* part of postgres.h before */
-#else
+#endif
+
+#ifndef pg_nodiscard /* minor versions of 15 before it had this */
 #define pg_nodiscard __attribute__((warn_unused_result))
 #endif
 

@@ -71,7 +71,6 @@ append_random(StringInfo text, int count)
 		}
 		next++;
 	}
-	explicit_bzero(bytes, sizeof(bytes));
 }
 
 char *

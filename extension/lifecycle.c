@@ -19,7 +19,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
-#include "utils/uuid.h"
 
 #include "catalog.h"
 #include "compat.h"
@@ -87,8 +86,7 @@ get_environment(FunctionCallInfo fcinfo, int argument)
 	if (PG_ARGISNULL(argument))
 		return NULL;
 	environment = text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	if (strcmp(environment, environment_names[ENVIRONMENT_OTHER]) == 0 ||
-		environment_from_name(environment, strlen(environment)) == ENVIRONMENT_OTHER)
+	if (environment_from_name(environment, strlen(environment)) == ENVIRONMENT_OTHER)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("invalid environment \"%s\"", environment),
 						errhint("Use dev, staging, prod, ci, or NULL.")));
@@ -287,7 +285,6 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 	result[0] = UUIDPGetDatum(&id);
 	result[1] = CStringGetTextDatum(key);
 	result[2] = values[HINT];
-	explicit_bzero(key, strlen(key));
 	PG_RETURN_DATUM(
 		HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), result, result_nulls)));
 }

@@ -63,7 +63,7 @@ extern void usage_require(void);
  * unlimited), and count the request if it gets one.  *decision is set unless
  * the limit is 0 or the slots are exhausted.  Holds no lock on return.
  */
-extern pg_nodiscard UsageAdmission usage_admit(const pg_uuid_t *key_id, Environment environment,
+pg_nodiscard extern UsageAdmission usage_admit(const pg_uuid_t *key_id, Environment environment,
 											   int limit, TimestampTz now, RateDecision *decision);
 
 /*
@@ -72,7 +72,7 @@ extern pg_nodiscard UsageAdmission usage_admit(const pg_uuid_t *key_id, Environm
  * returned while "make" is false and there is none, or when slots are
  * exhausted.
  */
-extern pg_nodiscard bool usage_record(const pg_uuid_t *key_id, Environment environment,
+pg_nodiscard extern bool usage_record(const pg_uuid_t *key_id, Environment environment,
 									  const UsageCounters *counters, bool make);
 
 /*

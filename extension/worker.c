@@ -49,7 +49,8 @@ static const struct
 	{"default_transaction_read_only", "off"},
 	{"default_transaction_isolation", "read committed"},
 	{"session_replication_role", "origin"},
-	{"lock_timeout", "1s"}, /* a SIGTERM does not end a wait for a lock */
+	{"synchronous_commit", "local"}, /* nor does it end a wait for a standby */
+	{"lock_timeout", "1s"},			 /* a SIGTERM does not end a wait for a lock */
 };
 
 /* Found by name in the library. */

@@ -162,7 +162,8 @@ token_count(const json_t *usage, const char *name)
 {
 	json_int_t count = json_integer_value(json_object_get(usage, name));
 
-	return count < 0 ? 0 : count;
+	/* no upstream may make us count without bound */
+	return count < 0 ? 0 : count > INT32_MAX ? INT32_MAX : count;
 }
 
 bool

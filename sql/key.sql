@@ -76,6 +76,9 @@ SELECT * FROM error_of('SELECT regpilot.enable_key(''00000000-0000-0000-0000-000
 SELECT count(*) FROM regpilot.project;
 SELECT count(*) FROM regpilot.api_key WHERE name = 'k';
 
+-- function and table agree on what a name may hold
+SELECT count(*) FROM regpilot.create_key(:'project', U&'na\00efve \0085 \4e2d\6587');
+
 -- disable, enable; both as often as one likes
 SELECT status FROM regpilot.key_overview WHERE key_id = :'key_id';
 SELECT regpilot.disable_key(:'key_id');
@@ -92,6 +95,8 @@ SELECT revoked_at FROM regpilot.api_key WHERE id = :'key_id' \gset
 SELECT regpilot.revoke_key(:'key_id', 'again');
 SELECT revoke_reason, revoked_at = :'revoked_at' AS same_time FROM regpilot.api_key WHERE id = :'key_id';
 SELECT code, detail, hint FROM error_of(format('SELECT regpilot.enable_key(%L)', :'key_id'));
+SELECT code, detail, hint FROM error_of(format('UPDATE regpilot.api_key SET revoked_at = NULL WHERE id = %L', :'key_id'));
+SELECT code FROM error_of(format('UPDATE regpilot.api_key SET name = ''renamed'' WHERE id = %L', :'key_id'));
 SELECT status FROM regpilot.key_overview WHERE key_id = :'key_id';
 
 -- the other states that a list shows

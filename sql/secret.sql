@@ -30,6 +30,7 @@ PREPARE find (regpilot.secret) AS SELECT verdict FROM regpilot.authorize($1);
 EXECUTE find(:'key');
 SET plan_cache_mode = force_custom_plan;
 EXPLAIN (COSTS OFF, VERBOSE) EXECUTE find('sk_example');
+EXPLAIN (COSTS OFF, VERBOSE) SELECT 'sk_example'::regpilot.secret::bytea;
 RESET plan_cache_mode;
 
 DELETE FROM regpilot.project WHERE id = :'project';

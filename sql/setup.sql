@@ -19,6 +19,18 @@ ORDER BY rolname;
 SELECT name, boot_val, unit, context FROM pg_settings WHERE name LIKE 'regpilot.%' ORDER BY name;
 SET regpilot.no_such_setting = 1;	-- the prefix is ours
 
+-- a schema that others own or may create in could have functions of theirs in it
+DROP EXTENSION regpilot;
+CREATE ROLE regress_regpilot_owner;
+ALTER SCHEMA regpilot OWNER TO regress_regpilot_owner;
+CREATE EXTENSION regpilot;
+ALTER SCHEMA regpilot OWNER TO CURRENT_USER;
+GRANT CREATE ON SCHEMA regpilot TO regress_regpilot_owner;
+CREATE EXTENSION regpilot;
+REVOKE CREATE ON SCHEMA regpilot FROM regress_regpilot_owner;
+CREATE EXTENSION regpilot;
+DROP ROLE regress_regpilot_owner;
+
 -- dropped whole, with all that it made
 DROP EXTENSION regpilot;
 SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'regpilot'::regnamespace) AS relations,

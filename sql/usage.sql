@@ -30,6 +30,12 @@ FROM regpilot.key_usage WHERE key_id = :'key_id' ORDER BY environment;
 SELECT total_requests, failed_requests, error_rate, active_environments, last_used_at IS NOT NULL AS used
 FROM regpilot.key_overview WHERE key_id = :'key_id';
 
+-- an absurd number of tokens, of which an upstream may tell us, does not stop the counting
+SELECT regpilot.record_many(ARRAY[:'id2', :'id2', :'id2']::uuid[], '{ci,ci,ci}', '{200,200,200}', '{1,1,1}', '{x,x,x}',
+	'{9223372036854775807,9223372036854775807,-9223372036854775808}', '{9223372036854775807,1,1}');
+SELECT regpilot.flush_usage() >= 0;
+SELECT prompt_tokens, completion_tokens FROM regpilot.key_usage WHERE key_id = :'id2';
+
 SELECT * FROM error_of($$SELECT regpilot.record_many('{}', '{a}', '{}', '{}', '{}', '{}', '{}')$$);
 SELECT * FROM error_of($$SELECT regpilot.record_many('{}', '{}', '{}', '{}', '{}', '{}', NULL)$$);
 SELECT regpilot.record_many('{}', '{}', '{}', '{}', '{}', '{}', '{}');

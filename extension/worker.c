@@ -3,12 +3,12 @@
  * worker.c
  *		The background worker that writes the usage counters to their table.
  *
- * A flush is one transaction: it adds what was counted since the last one,
- * keys in order.  Only when that has been committed are the counters lessened
- * by as much.  An error ends the worker, the postmaster starts another one,
- * and that finds all that was not subtracted still there: nothing is lost, and
- * nothing counts twice.  Between COMMIT and subtraction nothing can stop the
- * worker but a crash, which clears shared memory as well.
+ * A flush is one transaction: it adds what was counted since the last one.
+ * Only when that has been committed are the counters lessened by as much.  An
+ * error ends the worker, the postmaster starts another one, and that finds all
+ * that was not subtracted still there: nothing is lost, and nothing counts
+ * twice.  Between COMMIT and subtraction nothing can stop the worker but a
+ * crash, which clears shared memory as well.
  *
  *-------------------------------------------------------------------------
  */
@@ -49,6 +49,7 @@ static const struct
 	{"default_transaction_read_only", "off"},
 	{"default_transaction_isolation", "read committed"},
 	{"session_replication_role", "origin"},
+	{"work_mem", "64MB"},			 /* hashing a busy second's keys in one go */
 	{"synchronous_commit", "local"}, /* nor does it end a wait for a standby */
 	{"lock_timeout", "1s"},			 /* a SIGTERM does not end a wait for a lock */
 };
@@ -58,27 +59,35 @@ PGDLLEXPORT void regpilot_worker_main(Datum main_arg);
 
 PG_FUNCTION_INFO_V1(regpilot_flush_usage);
 
-/*
- * Keys that have been deleted meanwhile have nowhere to be counted, and drop
- * out in the join.
- */
-static const char flush_statement[] =
-	"INSERT INTO regpilot.key_usage AS u"
-	" (key_id, environment, total_requests, failed_requests, prompt_tokens, completion_tokens, last_used_at)"
-	" SELECT d.*"
-	" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-	"  pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
-	"  AS d (key_id, environment, total_requests, failed_requests, prompt_tokens, completion_tokens, last_used_at)"
-	"  JOIN regpilot.api_key k ON k.id = d.key_id"
-	" ORDER BY d.key_id, d.environment"
-	" ON CONFLICT (key_id, environment) DO UPDATE SET"
-	" total_requests = u.total_requests + excluded.total_requests,"
-	" failed_requests = u.failed_requests + excluded.failed_requests,"
-	" prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,"
-	" completion_tokens = u.completion_tokens + excluded.completion_tokens,"
-	" last_used_at = greatest(u.last_used_at, excluded.last_used_at)";
+/* The deltas as a table: one array a column. */
+#define DELTAS                                                                                     \
+	" ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"             \
+	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))" \
+	" AS d (key_id, environment, total_requests, failed_requests, prompt_tokens,"                  \
+	" completion_tokens, last_used_at)"
 
-/* The parameters of the above. */
+/*
+ * Most keys have a row, and UPDATE is half the work of INSERT ON CONFLICT.  No
+ * one else writes to the table, so what the first statement did not find the
+ * second one inserts, but for keys that have been deleted meanwhile: those have
+ * nowhere to be counted.
+ */
+static const char update_statement[] =
+	"UPDATE regpilot.key_usage AS u SET"
+	" total_requests = u.total_requests + d.total_requests,"
+	" failed_requests = u.failed_requests + d.failed_requests,"
+	" prompt_tokens = u.prompt_tokens + d.prompt_tokens,"
+	" completion_tokens = u.completion_tokens + d.completion_tokens,"
+	" last_used_at = greatest(u.last_used_at, d.last_used_at)"
+	" FROM" DELTAS " WHERE u.key_id = d.key_id AND u.environment = d.environment";
+static const char insert_statement[] =
+	"INSERT INTO regpilot.key_usage (key_id, environment, total_requests, failed_requests,"
+	" prompt_tokens, completion_tokens, last_used_at)"
+	" SELECT d.* FROM" DELTAS " JOIN regpilot.api_key k ON k.id = d.key_id"
+	" WHERE NOT EXISTS (SELECT FROM regpilot.key_usage u"
+	" WHERE u.key_id = d.key_id AND u.environment = d.environment)";
+
+/* Their parameters. */
 enum
 {
 	FLUSH_KEY_ID,
@@ -155,13 +164,23 @@ flush_parameter(int parameter, const UsageDelta *deltas, int count)
 						   flush_types[parameter].alignment));
 }
 
+/* Run one of the statements above.  Returns the number of rows. */
+static int
+execute(const char *statement, int expected, Oid *types, Datum *values)
+{
+	int result = SPI_execute_with_args(statement, FLUSH_PARAMETERS, types, values, NULL, false, 0);
+
+	if (result != expected)
+		elog(ERROR, "could not write usage: %s", SPI_result_code_string(result));
+	return (int) SPI_processed;
+}
+
 /* Add deltas to the table.  Returns the number of rows. */
 static int
 write_deltas(const UsageDelta *deltas, int count)
 {
 	Oid types[FLUSH_PARAMETERS];
 	Datum values[FLUSH_PARAMETERS];
-	int result;
 	int rows;
 
 	for (int i = 0; i < FLUSH_PARAMETERS; i++)
@@ -171,11 +190,9 @@ write_deltas(const UsageDelta *deltas, int count)
 	}
 
 	SPI_connect();
-	result =
-		SPI_execute_with_args(flush_statement, FLUSH_PARAMETERS, types, values, NULL, false, 0);
-	if (result != SPI_OK_INSERT)
-		elog(ERROR, "could not write usage: %s", SPI_result_code_string(result));
-	rows = (int) SPI_processed;
+	rows = execute(update_statement, SPI_OK_UPDATE, types, values);
+	if (rows < count)
+		rows += execute(insert_statement, SPI_OK_INSERT, types, values);
 	SPI_finish();
 	return rows;
 }

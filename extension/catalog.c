@@ -12,19 +12,22 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_collation.h"
 #include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "storage/lmgr.h"
-#include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
+
+PG_FUNCTION_INFO_V1(regpilot_invalidate_limits);
 
 #define SCHEMA_NAME "regpilot"
 
@@ -95,7 +98,11 @@ static const char *const verdict_names[VERDICT_COUNT] = {
 	[VERDICT_UNAVAILABLE] = "unavailable",
 };
 
-/* OIDs of what the extension made; looked up again when it may be no more. */
+/*
+ * OIDs of what the extension made.  Not valid once the description of one of
+ * these relations may have changed, or the rows of project or plan have; see
+ * regpilot_invalidate_limits().
+ */
 static struct
 {
 	bool valid;
@@ -103,6 +110,23 @@ static struct
 	Oid indexes[LOOKUP_COUNT];
 	Oid verdicts[VERDICT_COUNT];
 } cache;
+
+/*
+ * A project and its plan, kept until the cache of OIDs is no longer valid.  Keys
+ * themselves are never kept: they are read for every verdict.
+ */
+typedef struct Project
+{
+	pg_uuid_t id;			 /* the hash key */
+	Datum name;				 /* text */
+	Datum plan;				 /* text */
+	int requests_per_minute; /* of the plan; 0: unlimited */
+} Project;
+
+#define PROJECTS_MAX 1024 /* with more, we begin anew */
+
+static MemoryContext projects_context;
+static HTAB *projects = NULL; /* in projects_context, as is all in it */
 
 /* An open table and index, with the scan and the row found by it. */
 typedef struct OpenLookup
@@ -155,6 +179,14 @@ verdict_oid(Oid type, Verdict verdict)
 						   CStringGetDatum(verdict_names[verdict]));
 }
 
+static void
+forget_projects(void)
+{
+	if (projects != NULL)
+		MemoryContextDelete(projects_context);
+	projects = NULL;
+}
+
 /* Fill the cache.  False if the extension is not (wholly) there. */
 static bool
 fill_cache(void)
@@ -168,6 +200,7 @@ fill_cache(void)
 
 	/* first, so that what is invalidated while we look is looked up again */
 	cache.valid = true;
+	forget_projects();
 
 	for (int i = 0; i < LOOKUP_COUNT; i++)
 	{
@@ -217,10 +250,12 @@ catalog_open(void)
 	/*
 	 * Lock first, which takes in what others have changed, and see whether the
 	 * OIDs still hold: under the lock they do, as no one can drop the tables,
-	 * nor an index that REINDEX CONCURRENTLY has replaced.
+	 * nor an index that REINDEX CONCURRENTLY has replaced.  In a transaction
+	 * that has the locks already, locking takes nothing in.
 	 */
 	for (;;)
 	{
+		AcceptInvalidationMessages();
 		if (!catalog_exists())
 			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 							errmsg("the tables of extension regpilot are not in this database"),
@@ -292,31 +327,76 @@ find_referenced_row(CatalogReader *reader, Lookup lookup, Datum value)
 	return row;
 }
 
-/* The project of a key. Keys of one call are often of the same as the key before. */
-static TupleTableSlot *
-find_project(CatalogReader *reader, Datum id)
+static void
+make_projects(void)
 {
-	TupleTableSlot *row = reader->open[LOOKUP_PROJECT].row;
-	bool isnull;
+	HASHCTL control = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(Project)};
 
-	if (row != NULL && memcmp(DatumGetUUIDP(slot_getattr(row, Anum_project_id, &isnull)),
-							  DatumGetUUIDP(id), UUID_LEN) == 0)
-		return row;
-	return find_referenced_row(reader, LOOKUP_PROJECT, id);
+	projects_context =
+		AllocSetContextCreate(TopMemoryContext, "regpilot projects", ALLOCSET_SMALL_SIZES);
+	control.hcxt = projects_context;
+	projects = hash_create("regpilot projects", PROJECTS_MAX, &control,
+						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
-/* The plan of that name, likewise. */
-static TupleTableSlot *
-find_plan(CatalogReader *reader, Datum name)
+/* Read a project and its plan, and keep them. */
+static const Project *
+read_project(CatalogReader *reader, const pg_uuid_t *id)
 {
-	TupleTableSlot *row = reader->open[LOOKUP_PLAN].row;
+	TupleTableSlot *row = find_referenced_row(reader, LOOKUP_PROJECT, UUIDPGetDatum(id));
+	Datum name;
+	Datum plan;
+	Datum limit;
 	bool isnull;
+	MemoryContext context;
+	Project *project;
 
-	if (row != NULL &&
-		DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
-											 slot_getattr(row, Anum_plan_name, &isnull), name)))
-		return row;
-	return find_referenced_row(reader, LOOKUP_PLAN, name);
+	name = slot_getattr(row, Anum_project_name, &isnull);
+	plan = slot_getattr(row, Anum_project_plan, &isnull);
+	row = find_referenced_row(reader, LOOKUP_PLAN, plan);
+	limit = slot_getattr(row, Anum_plan_requests_per_minute, &isnull);
+
+	if (projects != NULL && hash_get_num_entries(projects) >= PROJECTS_MAX)
+		forget_projects();
+	if (projects == NULL)
+		make_projects();
+
+	/* copied first: an entry is whole, or is not there */
+	context = MemoryContextSwitchTo(projects_context);
+	name = PointerGetDatum(DatumGetTextPCopy(name));
+	plan = PointerGetDatum(DatumGetTextPCopy(plan));
+	MemoryContextSwitchTo(context);
+
+	project = hash_search(projects, id, HASH_ENTER, NULL);
+	project->name = name;
+	project->plan = plan;
+	project->requests_per_minute = isnull ? 0 : DatumGetInt32(limit);
+	return project;
+}
+
+static const Project *
+find_project(CatalogReader *reader, const pg_uuid_t *id)
+{
+	const Project *project = NULL;
+
+	if (projects != NULL)
+		project = hash_search(projects, id, HASH_FIND, NULL);
+	return project != NULL ? project : read_project(reader, id);
+}
+
+/*
+ * Trigger after each change of a project or plan: as if the table's description
+ * had changed, which every session hears of no later than the COMMIT returns.
+ */
+Datum
+regpilot_invalidate_limits(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("regpilot.invalidate_limits() must be called as a trigger")));
+
+	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
+	return PointerGetDatum(NULL);
 }
 
 bool
@@ -328,8 +408,7 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 		uint8 bytes[KEY_DIGEST_LENGTH];
 	} digest_bytea;
 	TupleTableSlot *key_row;
-	TupleTableSlot *project_row;
-	TupleTableSlot *plan_row;
+	const Project *project;
 	Datum value;
 	bool isnull;
 
@@ -353,18 +432,13 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 	value = slot_getattr(key_row, Anum_api_key_expires_at, &isnull);
 	key->expires_at = isnull ? DT_NOEND : DatumGetTimestampTz(value);
 
-	project_row = find_project(reader, key->project_id);
-	key->project = slot_getattr(project_row, Anum_project_name, &isnull);
-	key->plan = slot_getattr(project_row, Anum_project_plan, &isnull);
+	project = find_project(reader, DatumGetUUIDP(key->project_id));
+	key->project = project->name;
+	key->plan = project->plan;
 
 	/* the key's own limit, or else its plan's */
 	value = slot_getattr(key_row, Anum_api_key_requests_per_minute, &isnull);
-	if (isnull)
-	{
-		plan_row = find_plan(reader, key->plan);
-		value = slot_getattr(plan_row, Anum_plan_requests_per_minute, &isnull);
-	}
-	key->requests_per_minute = isnull ? 0 : DatumGetInt32(value);
+	key->requests_per_minute = isnull ? project->requests_per_minute : DatumGetInt32(value);
 	return true;
 }
 

@@ -6,7 +6,9 @@
  *
  * Lookups are direct index scans under the latest snapshot, so they see what
  * was committed before they began, also inside a REPEATABLE READ transaction,
- * and check no privileges: EXECUTE on the calling function is the gate.
+ * and check no privileges: EXECUTE on the calling function is the gate.  Projects
+ * and plans, which are few and seldom change, are kept between calls until the
+ * first call after the COMMIT of a change to any of them.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,8 +41,8 @@ typedef enum Verdict
 typedef struct CatalogReader CatalogReader;
 
 /*
- * A key with its project and plan.  The Datums point into buffers that the
- * reader keeps pinned until its next lookup.
+ * A key with its project and plan.  The Datums are good until the reader's next
+ * lookup.
  */
 typedef struct CatalogKey
 {

@@ -200,6 +200,17 @@ CREATE TRIGGER notify_routes AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON reg
 CREATE TRIGGER notify_routes AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON regpilot.route
 	FOR EACH STATEMENT EXECUTE FUNCTION regpilot.notify_routes();
 
+-- Tell sessions, which keep projects and plans between calls, that one has
+-- changed. ALWAYS: also where changes are replicated to.
+CREATE FUNCTION regpilot.invalidate_limits() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'regpilot_invalidate_limits' LANGUAGE C;
+CREATE TRIGGER invalidate_limits AFTER UPDATE OR DELETE ON regpilot.plan
+	FOR EACH ROW EXECUTE FUNCTION regpilot.invalidate_limits();
+ALTER TABLE regpilot.plan ENABLE ALWAYS TRIGGER invalidate_limits;
+CREATE TRIGGER invalidate_limits AFTER UPDATE OR DELETE ON regpilot.project
+	FOR EACH ROW EXECUTE FUNCTION regpilot.invalidate_limits();
+ALTER TABLE regpilot.project ENABLE ALWAYS TRIGGER invalidate_limits;
+
 -- What CREATE EXTENSION does not make again belongs to a dump.
 SELECT pg_catalog.pg_extension_config_dump('regpilot.plan',
 	$$WHERE name NOT IN ('free', 'startup', 'growth', 'enterprise')$$);

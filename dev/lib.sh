@@ -60,6 +60,27 @@ copy_sources()
 		tar --extract --no-same-owner --directory="$1"
 }
 
+# build DIR PGROOT [ARGUMENT...]: builds the copy of the tree in DIR and installs the
+# module into a copy of PostgreSQL in PGROOT. Says nothing unless it fails.
+# Arguments are for make.
+build()
+{
+	build_dir=$1
+	build_root=$2
+	shift 2
+	"$build_dir/dev/pgroot" "$build_root"
+	make --silent -C "$build_dir" PG_CONFIG=$pg_config DESTDIR="$build_root" "$@" all install >"$build_dir/build.log" 2>&1 || {
+		cat "$build_dir/build.log" >&2
+		die "the build failed"
+	}
+}
+
+# nginx_config PREFIX PORT SOCKET: the sample configuration, filled in.
+nginx_config()
+{
+	sed -e "s|@PREFIX@|$1|g" -e "s|@PORT@|$2|g" -e "s|@SOCKET@|$3|g" "$root/fcgi/deploy/nginx.conf"
+}
+
 # What `make run` keeps. In $server, which only the runner may enter, lie the
 # cluster, its socket, the responder's socket and all logs.
 server=$root/var/server

@@ -23,7 +23,7 @@
 #include "compat.h"
 #include "key.h"
 
-/* As in the type regpilot.verdict, in the order of the checks after "ok". */
+/* As in the type regpilot.verdict, in its order; authorize.c has the order of the checks. */
 typedef enum Verdict
 {
 	VERDICT_OK,			  /* admitted and counted */

@@ -50,8 +50,8 @@ static const struct
 	{"default_transaction_isolation", "read committed"},
 	{"session_replication_role", "origin"},
 	{"work_mem", "64MB"},			 /* hashing a busy second's keys in one go */
-	{"synchronous_commit", "local"}, /* nor does it end a wait for a standby */
 	{"lock_timeout", "1s"},			 /* a SIGTERM does not end a wait for a lock */
+	{"synchronous_commit", "local"}, /* nor one for a standby */
 };
 
 /* Found by name in the library. */

@@ -7,8 +7,8 @@
 
 EXTENSION = regpilot
 MODULE_big = regpilot
-OBJS = $(addprefix extension/, authorize.o catalog.o key.o lifecycle.o ratelimit.o \
-	regpilot.o secret.o settings.o usage.o worker.o)
+OBJS = $(addprefix extension/, authorize.o catalog.o flush.o key.o lifecycle.o \
+	ratelimit.o regpilot.o saved.o secret.o settings.o usage.o worker.o)
 DATA = extension/regpilot--1.0.sql
 REGRESS = setup key secret authorize ratelimit usage privileges
 
@@ -18,6 +18,8 @@ REGRESS_PREP = drop-database
 # Unused parameters are in the server's headers; PostgreSQL's own idiom
 # for (int i = 0; i < lengthof(x); i++) compares signs.
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
+
+SHLIB_LINK = -lcrypto
 
 # Bitcode would let the JIT inline our functions into expressions, which wins
 # nothing here and needs the very clang that the server was built with.

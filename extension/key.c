@@ -7,8 +7,9 @@
  */
 #include "key.h"
 
-#include "common/cryptohash.h"
-#include "common/sha2.h"
+#include <openssl/err.h>
+#include <openssl/evp.h>
+
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
@@ -123,26 +124,38 @@ key_checksum_ok(const char *key, size_t length)
 	return memcmp(checksum, key + length - KEY_CHECKSUM_LENGTH, KEY_CHECKSUM_LENGTH) == 0;
 }
 
+static void
+require_openssl(bool done)
+{
+	if (!done)
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+						errmsg("could not compute the digest of a key: %s",
+							   ERR_reason_error_string(ERR_get_error()))));
+}
+
+/*
+ * OpenSSL is used directly, since the server's pg_cryptohash_create() looks the
+ * algorithm up each time, which takes longer than the digest of a key.
+ */
 void
 key_digest(const void *key, size_t length, uint8 digest[KEY_DIGEST_LENGTH])
 {
-	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
-
-	StaticAssertStmt(KEY_DIGEST_LENGTH == PG_SHA256_DIGEST_LENGTH, "a digest is SHA-256");
+	static EVP_MD *sha256 = NULL;
+	static EVP_MD_CTX *context = NULL;
 
 	if (context == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	if (pg_cryptohash_init(context) < 0 || pg_cryptohash_update(context, key, length) < 0 ||
-		pg_cryptohash_final(context, digest, KEY_DIGEST_LENGTH) < 0)
 	{
-		/* the reason lives in the context */
-		const char *reason = pstrdup(pg_cryptohash_error(context));
-
-		pg_cryptohash_free(context);
-		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
-						errmsg("could not compute the digest of a key: %s", reason)));
+		if (sha256 == NULL)
+			sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+		require_openssl(sha256 != NULL && EVP_MD_get_size(sha256) == KEY_DIGEST_LENGTH);
+		context = EVP_MD_CTX_new();
+		require_openssl(context != NULL);
 	}
-	pg_cryptohash_free(context);
+
+	/* the last initialisation makes the context forget the key */
+	require_openssl(
+		EVP_DigestInit_ex2(context, sha256, NULL) && EVP_DigestUpdate(context, key, length) &&
+		EVP_DigestFinal_ex(context, digest, NULL) && EVP_DigestInit_ex2(context, NULL, NULL));
 }
 
 char *

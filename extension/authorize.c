@@ -14,6 +14,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
+#include "utils/arrayaccess.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
@@ -72,13 +73,15 @@ typedef struct Elements
 static bool
 has_permission(ArrayType *permissions, const text *wanted)
 {
-	Datum *values;
-	int count;
+	int count = ArrayGetNItems(ARR_NDIM(permissions), ARR_DIMS(permissions));
+	array_iter iterator;
 
-	deconstruct_array(permissions, TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, &count);
+	array_iter_setup(&iterator, (AnyArrayType *) permissions);
 	for (int i = 0; i < count; i++)
 	{
-		const text *held = DatumGetTextPP(values[i]);
+		bool isnull;
+		const text *held =
+			DatumGetTextPP(array_iter_next(&iterator, &isnull, i, -1, false, TYPALIGN_INT));
 
 		if (VARSIZE_ANY_EXHDR(held) == VARSIZE_ANY_EXHDR(wanted) &&
 			memcmp(VARDATA_ANY(held), VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(held)) == 0)
@@ -111,7 +114,8 @@ admit(Authorization *row, Environment environment, TimestampTz now)
 {
 	int limit = row->key.requests_per_minute;
 	RateDecision decision;
-	UsageAdmission admission = usage_admit(&row->key.id, environment, limit, now, &decision);
+	UsageAdmission admission =
+		usage_admit(&row->key.id, environment, limit, row->key.flagged, now, &decision);
 
 	if (admission == USAGE_EXHAUSTED)
 		return VERDICT_UNAVAILABLE;
@@ -195,7 +199,7 @@ regpilot_authorize(PG_FUNCTION_ARGS)
 
 	usage_require();
 	reader = catalog_open();
-	descriptor = lookup_rowtype_tupdesc(get_func_rettype(fcinfo->flinfo->fn_oid), -1);
+	descriptor = lookup_rowtype_tupdesc(catalog_authorization_type(), -1);
 
 	authorize(reader, secret, permission, environment, &row);
 	result = HeapTupleGetDatum(heap_form_tuple(descriptor, row.values, row.nulls));

@@ -57,8 +57,8 @@ enum
 	Anum_api_key_requests_per_minute,
 	Anum_api_key_active,
 	Anum_api_key_revoked_at,
-	Anum_api_key_revoke_reason,
 	Anum_api_key_expires_at,
+	Anum_api_key_flagged_at,
 };
 
 /* The lookups that are made, each through one unique index of one column. */
@@ -84,9 +84,6 @@ static const struct
 	[LOOKUP_PLAN] = {"plan", "plan_pkey", F_TEXTEQ},
 };
 
-/* One lookup of each table. */
-static const Lookup locked_lookups[] = {LOOKUP_KEY_BY_DIGEST, LOOKUP_PROJECT, LOOKUP_PLAN};
-
 static const char *const verdict_names[VERDICT_COUNT] = {
 	[VERDICT_OK] = "ok",
 	[VERDICT_INVALID] = "invalid",
@@ -109,6 +106,7 @@ static struct
 	Oid tables[LOOKUP_COUNT];
 	Oid indexes[LOOKUP_COUNT];
 	Oid verdicts[VERDICT_COUNT];
+	Oid authorization; /* the type */
 } cache;
 
 /*
@@ -131,6 +129,7 @@ static HTAB *projects = NULL; /* in projects_context, as is all in it */
 /* An open table and index, with the scan and the row found by it. */
 typedef struct OpenLookup
 {
+	Lookup lookup;
 	Relation table; /* NULL: not opened yet */
 	Relation index;
 	IndexScanDesc scan;
@@ -139,8 +138,10 @@ typedef struct OpenLookup
 
 struct CatalogReader
 {
+	Oid table; /* api_key, which is locked */
 	Snapshot snapshot;
-	OpenLookup open[LOOKUP_COUNT];
+	OpenLookup key_by_digest;
+	OpenLookup key_by_id;
 };
 
 /*
@@ -209,6 +210,8 @@ fill_cache(void)
 		complete &= OidIsValid(cache.tables[i]) && OidIsValid(cache.indexes[i]);
 	}
 
+	cache.authorization = type_oid(schema, "authorization");
+	complete &= OidIsValid(cache.authorization);
 	verdict_type = type_oid(schema, "verdict");
 	for (int i = 0; i < VERDICT_COUNT; i++)
 	{
@@ -227,103 +230,104 @@ catalog_exists(void)
 	return cache.valid || fill_cache();
 }
 
-/* Lock or unlock the tables that lookups are made in. */
+/*
+ * Lock the tables of some lookups so that no one can drop them, nor an index
+ * that REINDEX CONCURRENTLY has replaced.  Locking takes in what others have
+ * changed (not in a transaction that has the locks already, where nothing of the
+ * kind can have changed), so it is only then that the OIDs are known to hold.
+ */
 static void
-lock_tables(void)
+lock_tables(const Lookup *of, int count)
 {
-	for (int i = 0; i < lengthof(locked_lookups); i++)
-		LockRelationOid(cache.tables[locked_lookups[i]], AccessShareLock);
-}
-
-static void
-unlock_tables(void)
-{
-	for (int i = 0; i < lengthof(locked_lookups); i++)
-		UnlockRelationOid(cache.tables[locked_lookups[i]], AccessShareLock);
+	for (;;)
+	{
+		if (!catalog_exists())
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("the tables of extension regpilot are not in this database"),
+							errhint("Run CREATE EXTENSION regpilot.")));
+		for (int i = 0; i < count; i++)
+			LockRelationOid(cache.tables[of[i]], AccessShareLock);
+		if (cache.valid)
+			break;
+		for (int i = 0; i < count; i++)
+			UnlockRelationOid(cache.tables[of[i]], AccessShareLock);
+	}
 }
 
 CatalogReader *
 catalog_open(void)
 {
+	static const Lookup key_lookup = LOOKUP_KEY_BY_DIGEST;
 	CatalogReader *reader;
 
-	/*
-	 * Lock first, which takes in what others have changed, and see whether the
-	 * OIDs still hold: under the lock they do, as no one can drop the tables,
-	 * nor an index that REINDEX CONCURRENTLY has replaced.  In a transaction
-	 * that has the locks already, locking takes nothing in.
-	 */
-	for (;;)
-	{
-		AcceptInvalidationMessages();
-		if (!catalog_exists())
-			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-							errmsg("the tables of extension regpilot are not in this database"),
-							errhint("Run CREATE EXTENSION regpilot.")));
-		lock_tables();
-		if (cache.valid)
-			break;
-		unlock_tables();
-	}
+	/* what became of projects and plans is not in tables that are locked below */
+	AcceptInvalidationMessages();
+	lock_tables(&key_lookup, 1);
 
 	/* only then: rows of a table rewritten meanwhile are not in older snapshots */
 	reader = palloc0(sizeof(CatalogReader));
+	reader->table = cache.tables[LOOKUP_KEY_BY_DIGEST];
 	reader->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	reader->key_by_digest.lookup = LOOKUP_KEY_BY_DIGEST;
+	reader->key_by_id.lookup = LOOKUP_KEY_BY_ID;
 	return reader;
+}
+
+/* Close a lookup, if it was opened, and keep its table locked. */
+static void
+close_lookup(OpenLookup *open)
+{
+	if (open->table == NULL)
+		return;
+	ExecDropSingleTupleTableSlot(open->row);
+	index_endscan(open->scan);
+	index_close(open->index, AccessShareLock);
+	table_close(open->table, NoLock);
 }
 
 void
 catalog_close(CatalogReader *reader)
 {
-	for (int i = 0; i < LOOKUP_COUNT; i++)
-	{
-		OpenLookup *open = &reader->open[i];
-
-		if (open->table == NULL)
-			continue;
-		ExecDropSingleTupleTableSlot(open->row);
-		index_endscan(open->scan);
-		index_close(open->index, AccessShareLock);
-		table_close(open->table, NoLock);
-	}
+	close_lookup(&reader->key_by_digest);
+	close_lookup(&reader->key_by_id);
 	UnregisterSnapshot(reader->snapshot);
+	UnlockRelationOid(reader->table, AccessShareLock);
 	pfree(reader);
-	unlock_tables();
 }
 
 /*
- * Find the row whose indexed column equals a value.  NULL if there is none;
- * else the row is good until the next lookup of the same kind.
+ * Find the row whose indexed column equals a value, in a table that is locked.
+ * NULL if there is none; else the row is good until the lookup is used again or
+ * closed.
  */
 static TupleTableSlot *
-find_row(CatalogReader *reader, Lookup lookup, Datum value)
+find_row(OpenLookup *open, Snapshot snapshot, Datum value)
 {
-	OpenLookup *open = &reader->open[lookup];
 	ScanKeyData scan_key;
 
 	if (open->table == NULL)
 	{
-		open->table = table_open(cache.tables[lookup], NoLock);
-		open->index = index_open(cache.indexes[lookup], AccessShareLock);
-		open->scan = compat_index_beginscan(open->table, open->index, reader->snapshot);
+		open->table = table_open(cache.tables[open->lookup], NoLock);
+		open->index = index_open(cache.indexes[open->lookup], AccessShareLock);
+		open->scan = compat_index_beginscan(open->table, open->index, snapshot, 1);
 		open->row = table_slot_create(open->table, NULL);
 	}
 
-	ScanKeyInit(&scan_key, 1, BTEqualStrategyNumber, lookups[lookup].equality, value);
+	ScanKeyInit(&scan_key, 1, BTEqualStrategyNumber, lookups[open->lookup].equality, value);
 	index_rescan(open->scan, &scan_key, 1, NULL, 0);
 	return index_getnext_slot(open->scan, ForwardScanDirection, open->row) ? open->row : NULL;
 }
 
 /* As find_row(), for a row that a foreign key says must be there. */
 static TupleTableSlot *
-find_referenced_row(CatalogReader *reader, Lookup lookup, Datum value)
+find_referenced_row(OpenLookup *open, Snapshot snapshot, Datum value)
 {
-	TupleTableSlot *row = find_row(reader, lookup, value);
+	TupleTableSlot *row = find_row(open, snapshot, value);
 
 	if (row == NULL)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("table regpilot.%s lacks a row that an API key depends on",
-							   lookups[lookup].table)));
+							   lookups[open->lookup].table)));
 	return row;
 }
 
@@ -339,22 +343,12 @@ make_projects(void)
 						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
-/* Read a project and its plan, and keep them. */
+/* Keep a project that was read. */
 static const Project *
-read_project(CatalogReader *reader, const pg_uuid_t *id)
+keep_project(const pg_uuid_t *id, Datum name, Datum plan, int requests_per_minute)
 {
-	TupleTableSlot *row = find_referenced_row(reader, LOOKUP_PROJECT, UUIDPGetDatum(id));
-	Datum name;
-	Datum plan;
-	Datum limit;
-	bool isnull;
 	MemoryContext context;
 	Project *project;
-
-	name = slot_getattr(row, Anum_project_name, &isnull);
-	plan = slot_getattr(row, Anum_project_plan, &isnull);
-	row = find_referenced_row(reader, LOOKUP_PLAN, plan);
-	limit = slot_getattr(row, Anum_plan_requests_per_minute, &isnull);
 
 	if (projects != NULL && hash_get_num_entries(projects) >= PROJECTS_MAX)
 		forget_projects();
@@ -370,18 +364,53 @@ read_project(CatalogReader *reader, const pg_uuid_t *id)
 	project = hash_search(projects, id, HASH_ENTER, NULL);
 	project->name = name;
 	project->plan = plan;
-	project->requests_per_minute = isnull ? 0 : DatumGetInt32(limit);
+	project->requests_per_minute = requests_per_minute;
+	return project;
+}
+
+/* Read a project and its plan. */
+static const Project *
+read_project(const pg_uuid_t *id)
+{
+	static const Lookup project_lookups[] = {LOOKUP_PROJECT, LOOKUP_PLAN};
+	OpenLookup open_project = {.lookup = LOOKUP_PROJECT};
+	OpenLookup open_plan = {.lookup = LOOKUP_PLAN};
+	Snapshot snapshot;
+	TupleTableSlot *project_row;
+	TupleTableSlot *plan_row;
+	const Project *project;
+	Datum name;
+	Datum plan;
+	Datum limit;
+	bool isnull;
+
+	/* as in catalog_open() */
+	lock_tables(project_lookups, lengthof(project_lookups));
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
+	project_row = find_referenced_row(&open_project, snapshot, UUIDPGetDatum(id));
+	plan = slot_getattr(project_row, Anum_project_plan, &isnull);
+	plan_row = find_referenced_row(&open_plan, snapshot, plan);
+	name = slot_getattr(project_row, Anum_project_name, &isnull);
+	limit = slot_getattr(plan_row, Anum_plan_requests_per_minute, &isnull);
+	project = keep_project(id, name, plan, isnull ? 0 : DatumGetInt32(limit));
+
+	close_lookup(&open_plan);
+	close_lookup(&open_project);
+	UnregisterSnapshot(snapshot);
+	for (int i = 0; i < lengthof(project_lookups); i++)
+		UnlockRelationOid(cache.tables[project_lookups[i]], AccessShareLock);
 	return project;
 }
 
 static const Project *
-find_project(CatalogReader *reader, const pg_uuid_t *id)
+find_project(const pg_uuid_t *id)
 {
 	const Project *project = NULL;
 
 	if (projects != NULL)
 		project = hash_search(projects, id, HASH_FIND, NULL);
-	return project != NULL ? project : read_project(reader, id);
+	return project != NULL ? project : read_project(id);
 }
 
 /*
@@ -415,7 +444,7 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 	SET_VARSIZE(&digest_bytea, sizeof(digest_bytea));
 	memcpy(digest_bytea.bytes, digest, KEY_DIGEST_LENGTH);
 
-	key_row = find_row(reader, LOOKUP_KEY_BY_DIGEST, PointerGetDatum(&digest_bytea));
+	key_row = find_row(&reader->key_by_digest, reader->snapshot, PointerGetDatum(&digest_bytea));
 	if (key_row == NULL)
 		return false;
 
@@ -431,8 +460,10 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 	key->revoked = !isnull;
 	value = slot_getattr(key_row, Anum_api_key_expires_at, &isnull);
 	key->expires_at = isnull ? DT_NOEND : DatumGetTimestampTz(value);
+	(void) slot_getattr(key_row, Anum_api_key_flagged_at, &isnull);
+	key->flagged = !isnull;
 
-	project = find_project(reader, DatumGetUUIDP(key->project_id));
+	project = find_project(DatumGetUUIDP(key->project_id));
 	key->project = project->name;
 	key->plan = project->plan;
 
@@ -445,13 +476,25 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 bool
 catalog_has_key(CatalogReader *reader, const pg_uuid_t *id)
 {
-	return find_row(reader, LOOKUP_KEY_BY_ID, UUIDPGetDatum(id)) != NULL;
+	return find_row(&reader->key_by_id, reader->snapshot, UUIDPGetDatum(id)) != NULL;
 }
 
 Datum
 catalog_verdict(Verdict verdict)
 {
 	return ObjectIdGetDatum(cache.verdicts[verdict]);
+}
+
+Oid
+catalog_authorization_type(void)
+{
+	return cache.authorization;
+}
+
+Oid
+catalog_relation(const char *name)
+{
+	return get_relname_relid(name, get_namespace_oid(SCHEMA_NAME, false));
 }
 
 Oid

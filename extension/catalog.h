@@ -58,6 +58,7 @@ typedef struct CatalogKey
 	int requests_per_minute; /* in force; 0: unlimited */
 	bool active;
 	bool revoked;
+	bool flagged;			/* as stale */
 	TimestampTz expires_at; /* infinity if never */
 } CatalogKey;
 
@@ -82,6 +83,12 @@ pg_nodiscard extern bool catalog_has_key(CatalogReader *reader, const pg_uuid_t 
 
 /* A verdict as a Datum of regpilot.verdict. */
 extern Datum catalog_verdict(Verdict verdict);
+
+/* The OID of regpilot.authorization, while a reader is open. */
+extern Oid catalog_authorization_type(void);
+
+/* The OID of a table or index of ours, InvalidOid if there is none. */
+extern Oid catalog_relation(const char *name);
 
 /* The OID of regpilot.secret. */
 extern Oid catalog_secret_type(void);

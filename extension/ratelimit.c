@@ -9,6 +9,11 @@
 
 #include "datatype/timestamp.h"
 
+#define BUCKET(window, second) ((window)->buckets[(second) % RATE_BUCKETS])
+
+/* So many in every bucket are still a sum that a limit can be compared with. */
+#define BUCKET_MAX (PG_INT32_MAX / RATE_BUCKETS)
+
 /* Make the bucket of this second the newest one, dropping those that leave. */
 static void
 advance(RateWindow *window, int64 second)
@@ -21,29 +26,27 @@ advance(RateWindow *window, int64 second)
 	}
 	while (window->second < second)
 	{
-		uint32 *bucket = &window->buckets[++window->second % RATE_BUCKETS];
+		uint32 *bucket = &BUCKET(window, ++window->second);
 
 		window->sum -= *bucket;
 		*bucket = 0;
 	}
+	window->oldest = Max(window->oldest, second - RATE_WINDOW_SECONDS);
 }
 
 /* Microseconds until so many of the requests in the window have left it. */
 static int64
-time_until_freed(const RateWindow *window, uint32 count, int64 now)
+time_until_freed(RateWindow *window, uint32 count, int64 now)
 {
-	int64 second = window->second - RATE_WINDOW_SECONDS;
-	uint32 freed = 0;
+	uint32 freed;
+	int64 second;
 
-	/* the oldest first; the window holds as many, so this ends in time */
-	for (; second < window->second; second++)
-	{
-		/* before a clock's first minute there are no older seconds */
-		if (second >= 0)
-			freed += window->buckets[second % RATE_BUCKETS];
-		if (freed >= count)
-			break;
-	}
+	/* the window holds as many, so neither search goes past the newest bucket */
+	while (BUCKET(window, window->oldest) == 0)
+		window->oldest++;
+	second = window->oldest;
+	for (freed = BUCKET(window, second); freed < count; freed += BUCKET(window, second))
+		second++;
 	return (second + RATE_BUCKETS) * USECS_PER_SEC - now;
 }
 
@@ -57,7 +60,7 @@ ratelimit_admit(RateWindow *window, uint32 limit, int64 now)
 	decision.admitted = window->sum < limit;
 	if (decision.admitted)
 	{
-		window->buckets[window->second % RATE_BUCKETS]++;
+		BUCKET(window, window->second)++;
 		window->sum++;
 		decision.remaining = (int) (limit - window->sum);
 		decision.wait = time_until_freed(window, 1, now);
@@ -75,4 +78,32 @@ bool
 ratelimit_is_empty(const RateWindow *window, int64 now)
 {
 	return window->sum == 0 || now / USECS_PER_SEC - window->second >= RATE_BUCKETS;
+}
+
+void
+ratelimit_restore(RateWindow *window, const RateWindow *saved, int64 shift, int64 now)
+{
+	int64 newest = now / USECS_PER_SEC;
+	int64 oldest = newest - RATE_WINDOW_SECONDS;
+
+	/* rounded up: later is never too lenient */
+	int64 moved = (shift + USECS_PER_SEC - 1) / USECS_PER_SEC;
+	bool damaged = saved->second < RATE_BUCKETS || saved->second > newest - moved;
+
+	memset(window, 0, sizeof(*window));
+	window->second = newest;
+	window->oldest = oldest;
+
+	for (int i = 0; i < RATE_BUCKETS; i++)
+	{
+		int64 second = newest;
+
+		/* the bucket's second, then and now */
+		if (!damaged)
+			second = saved->second - (saved->second - i) % RATE_BUCKETS + moved;
+		if (second >= oldest)
+			BUCKET(window, second) += Min(saved->buckets[i], BUCKET_MAX);
+	}
+	for (int i = 0; i < RATE_BUCKETS; i++)
+		window->sum += window->buckets[i];
 }

@@ -21,10 +21,14 @@
 #define RATE_WINDOW_SECONDS 60
 #define RATE_BUCKETS (RATE_WINDOW_SECONDS + 1) /* and the running second */
 
-/* All zero is an empty window. */
+/*
+ * All zero is an empty window.  The clock may say any time from RATE_BUCKETS
+ * seconds on, so that no second in a window is negative.
+ */
 typedef struct RateWindow
 {
 	int64 second;				  /* of the newest bucket, on the caller's clock */
+	int64 oldest;				  /* no bucket of a second before this one holds any */
 	uint32 sum;					  /* of all buckets */
 	uint32 buckets[RATE_BUCKETS]; /* of second s at s % RATE_BUCKETS */
 } RateWindow;
@@ -44,5 +48,12 @@ extern RateDecision ratelimit_admit(RateWindow *window, uint32 limit, int64 now)
 
 /* Whether no request is left in the window at that time. */
 extern bool ratelimit_is_empty(const RateWindow *window, int64 now);
+
+/*
+ * Make a window of one that was saved when the clock said less by so many
+ * microseconds than it would say now of the same moment.  What was saved may be
+ * damaged: then the window holds more requests rather than fewer.
+ */
+extern void ratelimit_restore(RateWindow *window, const RateWindow *saved, int64 shift, int64 now);
 
 #endif /* REGPILOT_RATELIMIT_H */

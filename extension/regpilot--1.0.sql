@@ -113,12 +113,12 @@ CREATE TABLE regpilot.api_key (
 	requests_per_minute int CHECK (requests_per_minute > 0),
 	active bool NOT NULL DEFAULT true,
 	revoked_at timestamptz,
-	revoke_reason text,
 	expires_at timestamptz,
+	flagged_at timestamptz,
+	revoke_reason text,
 	rotated_from uuid,			-- no foreign key: one to its own table cannot be dumped in order
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	created_by text NOT NULL DEFAULT session_user,
-	flagged_at timestamptz,
 	reviewed_at timestamptz
 );
 CREATE INDEX api_key_project_id_idx ON regpilot.api_key (project_id);
@@ -141,18 +141,47 @@ CREATE TRIGGER refuse_to_unrevoke BEFORE UPDATE ON regpilot.api_key
 	FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
 	EXECUTE FUNCTION regpilot.refuse_to_unrevoke();
 
--- Written by the worker only. Room is left in each page so that updates stay
--- heap-only.
+-- Written by the worker only, in flush.c, which knows the columns by number. The
+-- last five are what of the totals belongs to the hour of the last flush. Room is
+-- left in each page so that updates stay heap-only.
 CREATE TABLE regpilot.key_usage (
 	key_id uuid NOT NULL REFERENCES regpilot.api_key (id) ON DELETE CASCADE,
-	environment text NOT NULL CHECK (environment IN ('dev', 'staging', 'prod', 'ci', 'other')),
+	environment text COLLATE "C" NOT NULL CHECK (environment IN ('dev', 'staging', 'prod', 'ci', 'other')),
 	total_requests bigint NOT NULL,
 	failed_requests bigint NOT NULL,
 	prompt_tokens bigint NOT NULL,
 	completion_tokens bigint NOT NULL,
 	last_used_at timestamptz,
+	hour timestamptz NOT NULL,
+	hour_total_requests bigint NOT NULL,
+	hour_failed_requests bigint NOT NULL,
+	hour_prompt_tokens bigint NOT NULL,
+	hour_completion_tokens bigint NOT NULL,
 	PRIMARY KEY (key_id, environment)
 ) WITH (fillfactor = 50);
+
+-- The hours that are over. Rows go with the row of key_usage, not with the key:
+-- a flush holds that row while it adds to these.
+CREATE TABLE regpilot.usage_history (
+	key_id uuid NOT NULL,
+	environment text COLLATE "C" NOT NULL,
+	hour timestamptz NOT NULL,
+	total_requests bigint NOT NULL,
+	failed_requests bigint NOT NULL,
+	prompt_tokens bigint NOT NULL,
+	completion_tokens bigint NOT NULL,
+	PRIMARY KEY (key_id, environment, hour),
+	FOREIGN KEY (key_id, environment) REFERENCES regpilot.key_usage ON DELETE CASCADE
+);
+
+CREATE VIEW regpilot.usage_hourly AS
+SELECT key_id, environment, hour, total_requests, failed_requests, prompt_tokens, completion_tokens
+FROM regpilot.usage_history
+UNION ALL
+SELECT key_id, environment, hour, hour_total_requests, hour_failed_requests, hour_prompt_tokens,
+	hour_completion_tokens
+FROM regpilot.key_usage;
+COMMENT ON VIEW regpilot.usage_hourly IS 'hours in UTC; a request counts in the hour of the flush interval that it was made in';
 
 CREATE TABLE regpilot.upstream (
 	name text PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_-]{0,62}$'),
@@ -217,6 +246,7 @@ SELECT pg_catalog.pg_extension_config_dump('regpilot.plan',
 SELECT pg_catalog.pg_extension_config_dump('regpilot.project', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.api_key', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.key_usage', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.usage_history', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.upstream', $$WHERE name <> 'builtin'$$);
 SELECT pg_catalog.pg_extension_config_dump('regpilot.route', 'WHERE id > 4');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.route_id_seq', '');
@@ -292,6 +322,13 @@ CREATE FUNCTION regpilot.record_many(key_ids uuid[], environments text[], status
 CREATE FUNCTION regpilot.flush_usage() RETURNS int
 	AS 'MODULE_PATHNAME', 'regpilot_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
+CREATE FUNCTION regpilot.shared_memory_status(
+		OUT bytes bigint, OUT slots int, OUT slots_used int, OUT slots_unflushed int, OUT slots_limiting int,
+		OUT evicted bigint, OUT refused bigint, OUT flushed_at timestamptz, OUT flushed_rows int)
+	AS 'MODULE_PATHNAME', 'regpilot_shared_memory_status' LANGUAGE C VOLATILE PARALLEL SAFE;
+COMMENT ON FUNCTION regpilot.shared_memory_status() IS
+	'slots: keys that fit; of those used: hold counts not flushed yet, hold requests in their rate window; since the server start: keys evicted, requests refused for lack of a slot; the last flush';
+
 CREATE VIEW regpilot.key_overview AS
 SELECT
 	k.id AS key_id,
@@ -351,9 +388,11 @@ GRANT EXECUTE ON FUNCTION
 	TO regpilot_responder;
 GRANT SELECT ON regpilot.upstream, regpilot.route TO regpilot_responder;
 
-GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.key_usage, regpilot.upstream,
-	regpilot.route, regpilot.key_overview TO regpilot_reader, regpilot_admin;
-GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text) TO regpilot_reader;
+GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.key_usage, regpilot.usage_history,
+	regpilot.usage_hourly, regpilot.upstream, regpilot.route, regpilot.key_overview
+	TO regpilot_reader, regpilot_admin;
+GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text), regpilot.shared_memory_status()
+	TO regpilot_reader;
 
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA regpilot TO regpilot_admin;
 GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.api_key,

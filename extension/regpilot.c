@@ -11,6 +11,7 @@
 #include "miscadmin.h"
 
 #include "catalog.h"
+#include "saved.h"
 #include "settings.h"
 #include "usage.h"
 #include "worker.h"
@@ -52,6 +53,7 @@ _PG_init(void)
 
 	settings_init();
 	usage_init();
+	saved_init();
 	catalog_init();
 	worker_init();
 }

@@ -18,10 +18,16 @@
  * spinlock; never two partitions, never two slots.  No lock outlives a
  * function of this file.
  *
+ * Slots with counts to flush are on their partition's list of dirty slots.
+ * Whoever makes a slot dirty pushes it, under the partition lock in either
+ * mode, by compare-and-exchange on the list's head; the worker takes the whole
+ * list at once.  So a flush looks at no slot that has nothing to flush.
+ *
  * A slot may be evicted when its counters are zero, that is, all is flushed,
  * and its window is empty.  So a slot that usage_collect() returned cannot go
- * away before usage_subtract(), the only place where counters get smaller, and
- * a window that still binds anybody is never forgotten.
+ * away before usage_settle(), the only place where counters get smaller, and
+ * a window that still binds anybody is never forgotten.  A standby, which cannot
+ * flush, gives up counts rather than refuse keys.
  *
  * The clock of the windows is CLOCK_MONOTONIC, which no one can step, and it is
  * read under the slot's spinlock: requests are counted in the order, and in
@@ -34,6 +40,7 @@
 #include <math.h>
 #include <time.h>
 
+#include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
@@ -51,6 +58,7 @@
 #define NO_SLOT (-1)
 #define FLUSH_WAIT_MS 30000
 #define SEARCH_INTERVAL 10000 /* microseconds between searches of a full partition */
+#define CLOSE_WAIT_MS 1000
 
 typedef struct UsageKey
 {
@@ -60,30 +68,39 @@ typedef struct UsageKey
 
 typedef struct UsageSlot
 {
-	UsageKey key;  /* partition lock */
-	int next;	   /* partition lock: in the chain or free list */
-	slock_t mutex; /* guards what follows */
+	UsageKey key;	/* partition lock */
+	int next;		/* partition lock: in the chain or free list */
+	int next_dirty; /* in the dirty list, while "dirty" */
+	slock_t mutex;	/* guards what follows */
+	bool dirty;		/* on the dirty list, or about to be */
+	bool flagged;	/* used while its key was flagged as stale */
 	RateWindow window;
 	UsageCounters counters[ENVIRONMENT_COUNT];
 } UsageSlot;
 
 typedef struct UsagePartition
 {
-	LWLock *lock;			/* fixed */
-	int free;				/* lock: first slot of the free list */
-	int hand;				/* lock: where eviction looks next */
-	int64 full_at;			/* lock: monotonic time when eviction last failed */
-	pg_atomic_uint32 dirty; /* atomic: a slot may hold what is not flushed */
+	LWLock *lock;				  /* fixed */
+	int free;					  /* lock: first slot of the free list */
+	int hand;					  /* lock: where eviction looks next */
+	int64 full_at;				  /* lock: usage_clock() when eviction last failed */
+	int64 evicted;				  /* lock: number of evictions */
+	int64 refused;				  /* lock: number of failed ones */
+	pg_atomic_uint32 first_dirty; /* atomic: head of the dirty list */
 } UsagePartition;
 
 typedef struct UsageShared
 {
-	slock_t mutex;			/* guards the next four */
+	slock_t mutex;			/* guards the next five */
 	Latch *worker;			/* NULL until there has been one */
 	uint64 flush_requested; /* number of the latest request */
 	uint64 flush_done;		/* and of the latest one that is done */
 	int flush_rows;			/* rows that that one wrote */
+	TimestampTz flushed_at; /* when it ended */
 	ConditionVariable flush_finished;
+
+	bool committing; /* written by the worker: see usage_begin_commit() */
+	bool closed;	 /* once true stays so: see usage_close() */
 
 	UsagePartition partitions[PARTITION_COUNT];
 } UsageShared;
@@ -160,7 +177,7 @@ initialize_shared(void)
 
 		partition->lock = &locks[i].lock;
 		partition->full_at = -SEARCH_INTERVAL;
-		pg_atomic_init_u32(&partition->dirty, 0);
+		pg_atomic_init_u32(&partition->first_dirty, NO_SLOT);
 		partition->free = first;
 		for (int s = 0; s < slots_per_partition; s++)
 		{
@@ -202,6 +219,16 @@ usage_init(void)
 }
 
 void
+usage_require_preload(void)
+{
+	if (shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("regpilot must be loaded via shared_preload_libraries"),
+				 errhint("Add regpilot to shared_preload_libraries and restart the server.")));
+}
+
+void
 usage_require(void)
 {
 	/* a backend stays in its database, and no one can rename that meanwhile */
@@ -210,12 +237,7 @@ usage_require(void)
 	if (served)
 		return;
 
-	if (shared == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("regpilot must be loaded via shared_preload_libraries"),
-				 errhint("Add regpilot to shared_preload_libraries and restart the server.")));
-
+	usage_require_preload();
 	if (strcmp(get_database_name(MyDatabaseId), regpilot_database) != 0)
 		ereport(
 			ERROR,
@@ -229,13 +251,14 @@ usage_require(void)
 	served = true;
 }
 
-static int64
-monotonic_now(void)
+int64
+usage_clock(void)
 {
 	struct timespec now;
 
+	/* ahead of the system's by as much as a rate window reaches back */
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64) now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000;
+	return (int64) (now.tv_sec + RATE_BUCKETS) * USECS_PER_SEC + now.tv_nsec / 1000;
 }
 
 /* Where a key belongs: its partition, and the head of its chain there. */
@@ -269,16 +292,23 @@ counters_are_zero(const UsageCounters *counters)
 			counters->completion_tokens) == 0;
 }
 
-/* Caller holds the partition lock exclusively, so no one else is in the slot. */
 static bool
-slot_is_evictable(const UsageSlot *slot, int64 now)
+slot_has_counts(const UsageSlot *slot)
 {
 	for (int i = 0; i < ENVIRONMENT_COUNT; i++)
 	{
 		if (!counters_are_zero(&slot->counters[i]))
-			return false;
+			return true;
 	}
-	return ratelimit_is_empty(&slot->window, now);
+	return false;
+}
+
+/* Caller holds the partition lock exclusively, so no one else is in the slot. */
+static bool
+slot_is_evictable(const UsageSlot *slot, int64 now)
+{
+	return ratelimit_is_empty(&slot->window, now) &&
+		   (!slot_has_counts(slot) || RecoveryInProgress());
 }
 
 /* Take a slot out of its chain.  Caller holds the partition lock exclusively. */
@@ -311,9 +341,12 @@ take_slot(UsagePartition *partition)
 	}
 
 	/* a search takes its time: do not repeat one that failed for every request */
-	now = monotonic_now();
+	now = usage_clock();
 	if (now - partition->full_at < SEARCH_INTERVAL)
+	{
+		partition->refused++;
 		return NO_SLOT;
+	}
 
 	for (int i = 0; i < slots_per_partition; i++)
 	{
@@ -322,10 +355,12 @@ take_slot(UsagePartition *partition)
 		if (slot_is_evictable(&slots[index], now))
 		{
 			unlink_slot(index);
+			partition->evicted++;
 			return index;
 		}
 	}
 	partition->full_at = now;
+	partition->refused++;
 	return NO_SLOT;
 }
 
@@ -339,8 +374,10 @@ make_slot(UsagePartition *partition, int *head, const UsageKey *key)
 	if (index == NO_SLOT)
 		return NULL;
 
+	/* "dirty" stays: it says where the slot is, not what is in it */
 	slot = &slots[index];
 	slot->key = *key;
+	slot->flagged = false;
 	memset(&slot->window, 0, sizeof(slot->window));
 	memset(slot->counters, 0, sizeof(slot->counters));
 	slot->next = *head;
@@ -373,36 +410,47 @@ enter_slot(const pg_uuid_t *key_id, bool make, UsagePartition **partition)
 		if (slot == NULL)
 			slot = make_slot(*partition, head, &key);
 	}
+	if (shared->closed)
+		slot = NULL;
 	if (slot == NULL)
 		LWLockRelease((*partition)->lock);
 	return slot;
 }
 
-/* Leave a slot whose counters have changed or not. */
-static void
-leave_slot(UsagePartition *partition, bool changed)
+/*
+ * Note that a slot has counts to flush.  Caller holds its spinlock, and has to
+ * call push_dirty() after that is released if true is returned.
+ */
+static bool
+become_dirty(UsageSlot *slot)
 {
-	if (changed)
+	if (slot->dirty)
+		return false;
+	slot->dirty = true;
+	return true;
+}
+
+/* Put a slot on the dirty list.  Caller holds the partition lock. */
+static void
+push_dirty(UsagePartition *partition, UsageSlot *slot)
+{
+	uint32 first = pg_atomic_read_u32(&partition->first_dirty);
+
+	do
 	{
-		/*
-		 * Either usage_collect() has yet to clear the flag, and will see the
-		 * change when it looks at the slot afterwards, or we see it cleared
-		 * and set it for the next time.  Read first: all write to one flag.
-		 */
-		pg_memory_barrier();
-		if (pg_atomic_read_u32(&partition->dirty) == 0)
-			pg_atomic_write_u32(&partition->dirty, 1);
-	}
-	LWLockRelease(partition->lock);
+		slot->next_dirty = (int) first;
+	} while (
+		!pg_atomic_compare_exchange_u32(&partition->first_dirty, &first, (uint32) (slot - slots)));
 }
 
 UsageAdmission
-usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, TimestampTz now,
-			RateDecision *decision)
+usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool flagged,
+			TimestampTz now, RateDecision *decision)
 {
 	UsagePartition *partition;
 	UsageSlot *slot = enter_slot(key_id, true, &partition);
 	bool admitted = true;
+	bool push = false;
 
 	if (slot == NULL)
 		return USAGE_EXHAUSTED;
@@ -410,7 +458,7 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, Timesta
 	SpinLockAcquire(&slot->mutex);
 	if (limit > 0)
 	{
-		*decision = ratelimit_admit(&slot->window, limit, monotonic_now());
+		*decision = ratelimit_admit(&slot->window, limit, usage_clock());
 		admitted = decision->admitted;
 	}
 	if (admitted)
@@ -419,10 +467,14 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, Timesta
 
 		counters->total_requests++;
 		counters->last_used_at = Max(counters->last_used_at, now);
+		slot->flagged |= flagged;
+		push = become_dirty(slot);
 	}
 	SpinLockRelease(&slot->mutex);
 
-	leave_slot(partition, admitted);
+	if (push)
+		push_dirty(partition, slot);
+	LWLockRelease(partition->lock);
 	return admitted ? USAGE_ADMITTED : USAGE_LIMITED;
 }
 
@@ -441,52 +493,66 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 {
 	UsagePartition *partition;
 	UsageSlot *slot = enter_slot(key_id, make, &partition);
+	bool push;
 
 	if (slot == NULL)
 		return false;
 
 	SpinLockAcquire(&slot->mutex);
 	add_counters(&slot->counters[environment], counters, 1);
+	push = become_dirty(slot);
 	SpinLockRelease(&slot->mutex);
 
-	leave_slot(partition, true);
+	if (push)
+		push_dirty(partition, slot);
+	LWLockRelease(partition->lock);
 	return true;
 }
 
+/* The partition that a slot lies in. */
+static UsagePartition *
+partition_of(const UsageSlot *slot)
+{
+	return &shared->partitions[(slot - slots) / slots_per_partition];
+}
+
 /*
- * Append what a slot has counted to the deltas.  Caller holds the partition
- * lock and has seen to the room.
+ * Take what a slot of the dirty list has counted, and where the list goes on.
+ * Caller holds the partition lock.  Returns the number of deltas, at most
+ * ENVIRONMENT_COUNT.
  */
 static int
-collect_slot(UsageSlot *slot, UsageDelta *deltas)
+collect_slot(UsageSlot *slot, UsageDelta *deltas, int *next_dirty)
 {
+	bool ours = slot->key.database == MyDatabaseId;
 	UsageCounters counters[ENVIRONMENT_COUNT];
+	bool flagged;
 	int count = 0;
 
-	if (!OidIsValid(slot->key.database))
-		return 0; /* never used */
-
 	SpinLockAcquire(&slot->mutex);
+	*next_dirty = slot->next_dirty; /* once not dirty it may be pushed again */
+	slot->dirty = false;
+	flagged = slot->flagged;
+	slot->flagged = false;
 	memcpy(counters, slot->counters, sizeof(counters));
 
 	/*
 	 * Of another database there is no one to flush for: it had the name that
 	 * we serve, and is no more.  Drop its counts, so the slot can be evicted.
 	 */
-	if (slot->key.database != MyDatabaseId)
+	if (!ours)
 		memset(slot->counters, 0, sizeof(slot->counters));
 	SpinLockRelease(&slot->mutex);
 
-	if (slot->key.database != MyDatabaseId)
-		return 0;
-
-	for (int i = 0; i < ENVIRONMENT_COUNT; i++)
+	for (int i = 0; ours && i < ENVIRONMENT_COUNT; i++)
 	{
 		if (counters_are_zero(&counters[i]))
 			continue;
 		deltas[count].slot = slot;
 		deltas[count].key_id = slot->key.key_id;
 		deltas[count].environment = (Environment) i;
+		deltas[count].flagged = flagged;
+		deltas[count].postponed = false;
 		deltas[count].counters = counters[i];
 		count++;
 	}
@@ -503,45 +569,76 @@ usage_collect(int *count)
 	for (int i = 0; i < PARTITION_COUNT; i++)
 	{
 		UsagePartition *partition = &shared->partitions[i];
-		int most = slots_per_partition * ENVIRONMENT_COUNT;
-
-		if (pg_atomic_exchange_u32(&partition->dirty, 0) == 0)
-			continue;
-
-		/* make room before the lock, not under it */
-		if (capacity - *count < most)
-		{
-			capacity = Max(capacity * 2, *count + most);
-			deltas = repalloc_huge(deltas, capacity * sizeof(UsageDelta));
-		}
+		int slot;
 
 		LWLockAcquire(partition->lock, LW_SHARED);
-		for (int s = 0; s < slots_per_partition; s++)
-			*count += collect_slot(&slots[i * slots_per_partition + s], deltas + *count);
+		slot = (int) pg_atomic_exchange_u32(&partition->first_dirty, (uint32) NO_SLOT);
+		while (slot != NO_SLOT)
+		{
+			if (capacity - *count < ENVIRONMENT_COUNT)
+			{
+				capacity *= 2;
+				deltas = repalloc_huge(deltas, capacity * sizeof(UsageDelta));
+			}
+			*count += collect_slot(&slots[slot], deltas + *count, &slot);
+		}
 		LWLockRelease(partition->lock);
 	}
 	return deltas;
 }
 
 void
-usage_subtract(const UsageDelta *deltas, int count)
+usage_begin_commit(void)
+{
+	shared->committing = true;
+	pg_memory_barrier();
+}
+
+void
+usage_settle(const UsageDelta *deltas, int count)
 {
 	/* nonzero counters hold each slot in its place: no partition lock needed */
 	for (int i = 0; i < count; i++)
 	{
-		UsageSlot *slot = deltas[i].slot;
+		const UsageDelta *delta = &deltas[i];
+		UsageSlot *slot = delta->slot;
+		bool push = false;
 
 		SpinLockAcquire(&slot->mutex);
-		add_counters(&slot->counters[deltas[i].environment], &deltas[i].counters, -1);
+		if (delta->postponed)
+			push = become_dirty(slot);
+		else
+			add_counters(&slot->counters[delta->environment], &delta->counters, -1);
 		SpinLockRelease(&slot->mutex);
+
+		if (push)
+			push_dirty(partition_of(slot), slot);
 	}
+	pg_memory_barrier();
+	shared->committing = false;
 }
 
-void
-usage_collect_all_again(void)
+/* Make the dirty lists anew from the slots that have counts. */
+static void
+collect_all_again(void)
 {
 	for (int i = 0; i < PARTITION_COUNT; i++)
-		pg_atomic_write_u32(&shared->partitions[i].dirty, 1);
+	{
+		UsagePartition *partition = &shared->partitions[i];
+
+		/* keeps everyone else out of the slots */
+		LWLockAcquire(partition->lock, LW_EXCLUSIVE);
+		pg_atomic_write_u32(&partition->first_dirty, (uint32) NO_SLOT);
+		for (int s = 0; s < slots_per_partition; s++)
+		{
+			UsageSlot *slot = &slots[i * slots_per_partition + s];
+
+			slot->dirty = slot_has_counts(slot);
+			if (slot->dirty)
+				push_dirty(partition, slot);
+		}
+		LWLockRelease(partition->lock);
+	}
 }
 
 void
@@ -550,6 +647,9 @@ usage_attach_worker(void)
 	SpinLockAcquire(&shared->mutex);
 	shared->worker = MyLatch;
 	SpinLockRelease(&shared->mutex);
+
+	collect_all_again();
+	shared->committing = false;
 }
 
 uint64
@@ -566,9 +666,12 @@ usage_requested_flush(void)
 void
 usage_finish_flush(uint64 request, int rows)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	SpinLockAcquire(&shared->mutex);
 	shared->flush_done = request;
 	shared->flush_rows = rows;
+	shared->flushed_at = now;
 	SpinLockRelease(&shared->mutex);
 	ConditionVariableBroadcast(&shared->flush_finished);
 }
@@ -622,4 +725,113 @@ usage_wait_for_flush(void)
 		}
 		(void) ConditionVariableTimedSleep(&shared->flush_finished, left, PG_WAIT_EXTENSION);
 	}
+}
+
+void
+usage_get_status(UsageStatus *status)
+{
+	int64 now = usage_clock();
+
+	memset(status, 0, sizeof(*status));
+	status->bytes = shared_size();
+	status->slots = PARTITION_COUNT * slots_per_partition;
+
+	SpinLockAcquire(&shared->mutex);
+	status->flushed_at = shared->flushed_at;
+	status->flushed_rows = shared->flush_rows;
+	SpinLockRelease(&shared->mutex);
+
+	for (int i = 0; i < PARTITION_COUNT; i++)
+	{
+		UsagePartition *partition = &shared->partitions[i];
+
+		CHECK_FOR_INTERRUPTS();
+		LWLockAcquire(partition->lock, LW_SHARED);
+		status->evicted += partition->evicted;
+		status->refused += partition->refused;
+		for (int s = 0; s < slots_per_partition; s++)
+		{
+			UsageSlot *slot = &slots[i * slots_per_partition + s];
+
+			if (!OidIsValid(slot->key.database))
+				continue; /* never used */
+			status->used++;
+			SpinLockAcquire(&slot->mutex);
+			status->unflushed += slot_has_counts(slot);
+			status->limiting += !ratelimit_is_empty(&slot->window, now);
+			SpinLockRelease(&slot->mutex);
+		}
+		LWLockRelease(partition->lock);
+	}
+}
+
+bool
+usage_close(void)
+{
+	int waited = 0;
+
+	shared->closed = true;
+	pg_memory_barrier();
+
+	/* who has entered a slot before holds its partition's lock until he leaves */
+	for (int i = 0; i < PARTITION_COUNT; i++)
+	{
+		while (!LWLockConditionalAcquire(shared->partitions[i].lock, LW_EXCLUSIVE))
+		{
+			if (waited++ >= CLOSE_WAIT_MS)
+				return false;
+			pg_usleep(1000L);
+		}
+		LWLockRelease(shared->partitions[i].lock);
+	}
+	return true;
+}
+
+bool
+usage_next_record(int *position, bool counters, UsageRecord *record)
+{
+	counters &= !shared->committing;
+
+	while (*position < PARTITION_COUNT * slots_per_partition)
+	{
+		const UsageSlot *slot = &slots[(*position)++];
+
+		if (!OidIsValid(slot->key.database))
+			continue; /* never used */
+		if (ratelimit_is_empty(&slot->window, usage_clock()) &&
+			!(counters && slot_has_counts(slot)))
+			continue;
+
+		memset(record, 0, sizeof(*record));
+		record->database = slot->key.database;
+		record->key_id = slot->key.key_id;
+		record->window = slot->window;
+		if (counters)
+			memcpy(record->counters, slot->counters, sizeof(record->counters));
+		return true;
+	}
+	return false;
+}
+
+bool
+usage_restore_record(const UsageRecord *record, int64 shift)
+{
+	UsageKey key;
+	int *head;
+	UsagePartition *partition;
+	UsageSlot *slot;
+
+	key.database = record->database;
+	key.key_id = record->key_id;
+	partition = locate(&key, &head);
+	slot = find_slot(*head, &key);
+	if (slot == NULL)
+		slot = make_slot(partition, head, &key);
+	if (slot == NULL)
+		return false;
+
+	/* the worker finds the counts when it attaches itself */
+	ratelimit_restore(&slot->window, &record->window, shift, usage_clock());
+	memcpy(slot->counters, record->counters, sizeof(slot->counters));
+	return true;
 }

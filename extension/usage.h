@@ -46,25 +46,54 @@ typedef struct UsageDelta
 	struct UsageSlot *slot;
 	pg_uuid_t key_id;
 	Environment environment;
+	bool flagged;	/* the key was used while flagged as stale */
+	bool postponed; /* set by the flush: not written, to be collected again */
 	UsageCounters counters;
 } UsageDelta;
+
+/* All that is known of a key, as it is saved over a restart of the server. */
+typedef struct UsageRecord
+{
+	Oid database;
+	pg_uuid_t key_id;
+	RateWindow window;
+	UsageCounters counters[ENVIRONMENT_COUNT];
+} UsageRecord;
+
+/* How full the shared memory is, and what became of it since the server start. */
+typedef struct UsageStatus
+{
+	Size bytes;
+	int slots;
+	int used;
+	int unflushed;			/* of those used: hold counts that are not in the table */
+	int limiting;			/* of those used: have requests in their rate window */
+	int64 evicted;			/* keys that gave their slot to another */
+	int64 refused;			/* requests that found no slot */
+	TimestampTz flushed_at; /* end of the last flush, 0: none yet */
+	int flushed_rows;		/* that that one wrote */
+} UsageStatus;
 
 /* Ask for shared memory and install the hooks.  Called once, at preload. */
 extern void usage_init(void);
 
 /*
  * Raise ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE unless the module was
- * preloaded and this database is the one that the worker serves.
+ * preloaded, or, for usage_require(), unless this database is the one that the
+ * worker serves.
  */
+extern void usage_require_preload(void);
 extern void usage_require(void);
 
 /*
  * Ask for a place for a request of a valid key under a limit per minute (0:
- * unlimited), and count the request if it gets one.  *decision is set unless
- * the limit is 0 or the slots are exhausted.  Holds no lock on return.
+ * unlimited), and count the request if it gets one.  "flagged" says that the key
+ * is flagged as stale.  *decision is set unless the limit is 0 or the slots are
+ * exhausted.  Holds no lock on return.
  */
 pg_nodiscard extern UsageAdmission usage_admit(const pg_uuid_t *key_id, Environment environment,
-											   int limit, TimestampTz now, RateDecision *decision);
+											   int limit, bool flagged, TimestampTz now,
+											   RateDecision *decision);
 
 /*
  * Add the outcome of requests counted before.  If the key's slot has been
@@ -76,21 +105,22 @@ pg_nodiscard extern bool usage_record(const pg_uuid_t *key_id, Environment envir
 									  const UsageCounters *counters, bool make);
 
 /*
- * For the worker.  usage_collect() returns, palloc'd, what has been counted in
- * this database and not been flushed; usage_subtract() takes it out of the
- * counters again once it is safe in the table.  One process does this at a
- * time.  usage_collect_all_again() makes the next usage_collect() look at
- * every slot: what the last one returned may not have been subtracted.
- */
-extern UsageDelta *usage_collect(int *count);
-extern void usage_subtract(const UsageDelta *deltas, int count);
-extern void usage_collect_all_again(void);
-
-/*
- * The worker announces itself, asks before it collects which flushes were
- * requested by then, and says afterwards that those are done.
+ * For the worker, in this order.  usage_attach_worker() announces it; what its
+ * predecessor collected and may not have settled will be collected again.
+ * usage_collect() returns, palloc'd, what has been counted in this database and
+ * not been collected, or was postponed.  usage_begin_commit() says that from now
+ * on nobody can tell whether that is in the table, and usage_settle() that it is,
+ * but for what was postponed.
  */
 extern void usage_attach_worker(void);
+extern UsageDelta *usage_collect(int *count);
+extern void usage_begin_commit(void);
+extern void usage_settle(const UsageDelta *deltas, int count);
+
+/*
+ * The worker asks before it collects which flushes were requested by then, and
+ * says afterwards that those are done.
+ */
 extern uint64 usage_requested_flush(void);
 extern void usage_finish_flush(uint64 request, int rows);
 
@@ -99,5 +129,24 @@ extern void usage_finish_flush(uint64 request, int rows);
  * Returns the number of rows written.  Raises an error after half a minute.
  */
 extern int usage_wait_for_flush(void);
+
+extern void usage_get_status(UsageStatus *status);
+
+/*
+ * For saving.  usage_close() refuses slots to everyone from now on; false if
+ * somebody may still be in one.  usage_next_record() copies what the next slot
+ * holds that is worth saving, beginning at *position 0; false at the end.
+ * Counts are left out if it is not certain that they are not in the table, or
+ * if not asked for.  It takes no locks: call it when all other processes are
+ * gone, or after usage_close().  usage_restore_record() is for a server that
+ * starts; the record's clock said less by "shift" than ours; false if there is
+ * no slot.
+ */
+pg_nodiscard extern bool usage_close(void);
+extern bool usage_next_record(int *position, bool counters, UsageRecord *record);
+pg_nodiscard extern bool usage_restore_record(const UsageRecord *record, int64 shift);
+
+/* The clock of the rate windows, in microseconds: no one can step it. */
+extern int64 usage_clock(void);
 
 #endif /* REGPILOT_USAGE_H */

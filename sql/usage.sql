@@ -47,6 +47,27 @@ ROLLBACK;
 SELECT regpilot.flush_usage() >= 0;
 SELECT total_requests FROM regpilot.key_overview WHERE key_id = :'key_id';
 
+-- hours: a row of key_usage whose hour is over leaves it in the history; the same
+-- hour twice, as after the clock was set back, adds up
+SELECT environment, hour = date_trunc('hour', hour, 'UTC') AS whole, total_requests, failed_requests, prompt_tokens, completion_tokens
+FROM regpilot.usage_hourly WHERE key_id = :'key_id' ORDER BY environment;
+UPDATE regpilot.key_usage SET hour = '2026-01-01 10:00+00' WHERE key_id = :'key_id' AND environment = 'staging';
+SELECT verdict FROM regpilot.authorize(:'key');
+SELECT regpilot.flush_usage() >= 0;
+UPDATE regpilot.key_usage SET hour = '2026-01-01 10:00+00' WHERE key_id = :'key_id' AND environment = 'staging';
+SELECT count(*) FROM (SELECT regpilot.authorize(:'key', 'gateway:read', 'staging') FROM generate_series(1, 2)) a;
+SELECT regpilot.flush_usage() >= 0;
+SELECT environment, hour < now() - interval '2 hours' AS past, total_requests, failed_requests, prompt_tokens, completion_tokens
+FROM regpilot.usage_hourly WHERE key_id = :'key_id' AND environment = 'staging' ORDER BY hour;
+SELECT u.environment, u.total_requests - sum(h.total_requests) AS difference
+FROM regpilot.key_usage u JOIN regpilot.usage_hourly h USING (key_id, environment)
+WHERE key_id = :'key_id' GROUP BY u.key_id, u.environment ORDER BY 1;
+
+-- what shared memory holds
+SELECT bytes > slots * 100, slots >= 100000, slots_used > 0, slots_unflushed, evicted, refused,
+	flushed_at BETWEEN now() - interval '1 minute' AND now(), flushed_rows >= 0
+FROM regpilot.shared_memory_status();
+
 -- environments seen in the last 30 days only
 UPDATE regpilot.key_usage SET last_used_at = now() - interval '31 days' WHERE key_id = :'key_id' AND environment <> 'ci';
 SELECT active_environments FROM regpilot.key_overview WHERE key_id = :'key_id';
@@ -59,3 +80,4 @@ SELECT regpilot.flush_usage() >= 0;
 SELECT total_requests FROM regpilot.key_overview WHERE key_id = :'key_id';
 DELETE FROM regpilot.project WHERE id = :'project';
 SELECT count(*) FROM regpilot.key_usage;
+SELECT count(*) FROM regpilot.usage_hourly;

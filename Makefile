@@ -7,8 +7,9 @@
 
 EXTENSION = regpilot
 MODULE_big = regpilot
-OBJS = $(addprefix extension/, authorize.o catalog.o flush.o key.o lifecycle.o \
-	ratelimit.o regpilot.o saved.o secret.o settings.o usage.o worker.o)
+OBJS = $(addprefix extension/, argument.o authorize.o catalog.o flush.o key.o \
+	lifecycle.o ratelimit.o regpilot.o saved.o secret.o settings.o usage.o \
+	worker.o)
 DATA = extension/regpilot--1.0.sql
 REGRESS = setup key secret authorize ratelimit usage privileges
 

@@ -4,9 +4,7 @@
  *		The life of a key: create_project(), create_key(), disable_key(),
  *		enable_key(), revoke_key().
  *
- * These run as the caller, whose privileges on the tables decide.  Arguments
- * are judged here before anything is written: a violated CHECK would show the
- * failing row, with its digest.
+ * These run as the caller, whose privileges on the tables decide.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,11 +13,10 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "argument.h"
 #include "catalog.h"
 #include "compat.h"
 #include "key.h"
@@ -29,114 +26,6 @@ PG_FUNCTION_INFO_V1(regpilot_create_key);
 PG_FUNCTION_INFO_V1(regpilot_revoke_key);
 PG_FUNCTION_INFO_V1(regpilot_disable_key);
 PG_FUNCTION_INFO_V1(regpilot_enable_key);
-
-#define NAME_MAX_LENGTH 200 /* characters */
-
-/* No key can hold anything else; above all, no right to administer. */
-static const char *const known_permissions[] = {"gateway:read", "gateway:write", "logs:read",
-												"analytics:read"};
-
-/* Raise an error if a required argument is null. */
-static void
-require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
-{
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", name)));
-}
-
-/* A required name of a project or key; what says whose. */
-static text *
-get_name(FunctionCallInfo fcinfo, int argument, const char *what)
-{
-	text *name;
-	int length;
-
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("the name of a %s must not be null", what)));
-
-	name = PG_GETARG_TEXT_PP(argument);
-	length = pg_mbstrlen_with_len(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name));
-	if (length < 1 || length > NAME_MAX_LENGTH)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid name of a %s", what),
-				 errdetail("The name has %d characters.", length),
-				 errhint("Give a name of 1 to %d characters.", NAME_MAX_LENGTH)));
-
-	for (int i = 0; i < VARSIZE_ANY_EXHDR(name); i++)
-	{
-		unsigned char c = VARDATA_ANY(name)[i];
-
-		if (c < 0x20 || c == 0x7F)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid name of a %s", what),
-					 errdetail("The name contains a control character."),
-					 errhint("Give a name of printable characters.")));
-	}
-	return name;
-}
-
-/* An optional environment, as a palloc'd string or NULL. */
-static char *
-get_environment(FunctionCallInfo fcinfo, int argument)
-{
-	char *environment;
-
-	if (PG_ARGISNULL(argument))
-		return NULL;
-	environment = text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	if (environment_from_name(environment, strlen(environment)) == ENVIRONMENT_OTHER)
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("invalid environment \"%s\"", environment),
-						errhint("Use dev, staging, prod, ci, or NULL.")));
-	return environment;
-}
-
-static bool
-is_known_permission(const char *permission)
-{
-	for (int i = 0; i < lengthof(known_permissions); i++)
-	{
-		if (strcmp(permission, known_permissions[i]) == 0)
-			return true;
-	}
-	return false;
-}
-
-static ArrayType *
-get_permissions(FunctionCallInfo fcinfo, int argument)
-{
-	ArrayType *permissions;
-	Datum *values;
-	bool *nulls;
-	int count;
-
-	require_argument(fcinfo, argument, "permissions");
-	permissions = PG_GETARG_ARRAYTYPE_P(argument);
-	deconstruct_array(permissions, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, &count);
-
-	if (ARR_NDIM(permissions) != 1 || count > lengthof(known_permissions))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid list of permissions"),
-			 errdetail("The list has %d elements in %d dimensions.", count, ARR_NDIM(permissions)),
-			 errhint("Give one to %d permissions in one dimension.",
-					 (int) lengthof(known_permissions))));
-
-	for (int i = 0; i < count; i++)
-	{
-		const char *permission = nulls[i] ? "NULL" : TextDatumGetCString(values[i]);
-
-		if (!is_known_permission(permission))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid permission \"%s\"", permission),
-					 errdetail("A key cannot hold it."),
-					 errhint("Use gateway:read, gateway:write, logs:read or analytics:read.")));
-	}
-	return permissions;
-}
 
 /*
  * Run one statement that this file spells out.  Parameters that are null have
@@ -164,12 +53,12 @@ returned_uuid(void)
 Datum
 regpilot_create_project(PG_FUNCTION_ARGS)
 {
-	text *name = get_name(fcinfo, 0, "project");
+	text *name = argument_label(fcinfo, 0, "name", "project", NAME_MAX_LENGTH);
 	Oid types[] = {TEXTOID, TEXTOID};
 	Datum values[2];
 	pg_uuid_t *id = palloc(sizeof(pg_uuid_t));
 
-	require_argument(fcinfo, 1, "plan");
+	argument_require(fcinfo, 1, "plan");
 	values[0] = PointerGetDatum(name);
 	values[1] = PG_GETARG_DATUM(1);
 
@@ -211,7 +100,7 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 				   TIMESTAMPTZOID, INT4OID, InvalidOid, TEXTOID};
 	Datum values[lengthof(types)];
 	char nulls[lengthof(types)];
-	char *environment;
+	text *environment;
 	char *key;
 	uint8 digest[KEY_DIGEST_LENGTH];
 	pg_uuid_t id;
@@ -221,43 +110,31 @@ regpilot_create_key(PG_FUNCTION_ARGS)
 
 	memset(nulls, ' ', sizeof(nulls));
 
-	require_argument(fcinfo, PROJECT, "project");
+	argument_require(fcinfo, PROJECT, "project");
 	values[PROJECT] = PG_GETARG_DATUM(PROJECT);
-	values[NAME] = PointerGetDatum(get_name(fcinfo, NAME, "key"));
+	values[NAME] = PointerGetDatum(argument_label(fcinfo, NAME, "name", "key", NAME_MAX_LENGTH));
 
-	environment = get_environment(fcinfo, ENVIRONMENT);
+	environment = argument_environment(fcinfo, ENVIRONMENT);
+	values[ENVIRONMENT] = PointerGetDatum(environment);
 	if (environment == NULL)
 		nulls[ENVIRONMENT] = 'n';
-	else
-		values[ENVIRONMENT] = CStringGetTextDatum(environment);
 
-	values[PERMISSIONS] = PointerGetDatum(get_permissions(fcinfo, PERMISSIONS));
+	values[PERMISSIONS] = PointerGetDatum(argument_permissions(fcinfo, PERMISSIONS));
 
+	argument_check_expiry(fcinfo, EXPIRES_AT);
 	values[EXPIRES_AT] = PG_GETARG_DATUM(EXPIRES_AT);
 	if (PG_ARGISNULL(EXPIRES_AT))
 		nulls[EXPIRES_AT] = 'n';
-	else if (DatumGetTimestampTz(values[EXPIRES_AT]) <= GetCurrentTimestamp())
-		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("expiry of a new key lies in the past"),
-						errdetail("The key would expire at %s.",
-								  timestamptz_to_str(DatumGetTimestampTz(values[EXPIRES_AT]))),
-						errhint("Give a time to come, or NULL for a key that does not expire.")));
 
+	argument_check_limit(fcinfo, REQUESTS_PER_MINUTE);
 	values[REQUESTS_PER_MINUTE] = PG_GETARG_DATUM(REQUESTS_PER_MINUTE);
 	if (PG_ARGISNULL(REQUESTS_PER_MINUTE))
 		nulls[REQUESTS_PER_MINUTE] = 'n';
-	else if (DatumGetInt32(values[REQUESTS_PER_MINUTE]) <= 0)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid limit of requests per minute: %d",
-					DatumGetInt32(values[REQUESTS_PER_MINUTE])),
-			 errhint("Give a limit of 1 or more, or NULL for the limit of the project's plan.")));
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	key = key_generate(environment);
+	key = key_generate(environment == NULL ? NULL : text_to_cstring(environment));
 	key_digest(key, strlen(key), digest);
 
 	/* bound as a secret, so that no log of this statement shows the digest */
@@ -301,7 +178,7 @@ update_key(FunctionCallInfo fcinfo, const char *statement)
 	Datum values[2] = {0, 0};
 	char nulls[] = {' ', ' '};
 
-	require_argument(fcinfo, 0, "key_id");
+	argument_require(fcinfo, 0, "key_id");
 	for (int i = 0; i < PG_NARGS(); i++)
 	{
 		values[i] = PG_GETARG_DATUM(i);

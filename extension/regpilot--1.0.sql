@@ -107,9 +107,14 @@ CREATE TABLE regpilot.api_key (
 	hint text NOT NULL CHECK (pg_catalog.char_length(hint) BETWEEN 1 AND 64),
 	digest bytea NOT NULL CONSTRAINT api_key_digest_key UNIQUE
 		CHECK (pg_catalog.octet_length(digest) = 32),
-	permissions text[] NOT NULL
-		CHECK (pg_catalog.cardinality(permissions) BETWEEN 1 AND 4 AND
-			   permissions OPERATOR(pg_catalog.<@) ARRAY['gateway:read', 'gateway:write', 'logs:read', 'analytics:read']),
+	permissions text[] NOT NULL		-- of these, at least one, each once
+		CHECK (pg_catalog.cardinality(permissions) > 0 AND
+			   pg_catalog.array_ndims(permissions) = 1 AND
+			   pg_catalog.cardinality(permissions) =
+				   (permissions OPERATOR(pg_catalog.@>) '{gateway:read}')::int +
+				   (permissions OPERATOR(pg_catalog.@>) '{gateway:write}')::int +
+				   (permissions OPERATOR(pg_catalog.@>) '{logs:read}')::int +
+				   (permissions OPERATOR(pg_catalog.@>) '{analytics:read}')::int),
 	requests_per_minute int CHECK (requests_per_minute > 0),
 	active bool NOT NULL DEFAULT true,
 	revoked_at timestamptz,

@@ -6,7 +6,7 @@
  *
  * The parts and who may include whom (left may not include right):
  *
- *	regpilot, compat <- key, ratelimit <- secret, usage, catalog
+ *	regpilot, compat <- key, ratelimit <- secret, argument, usage, catalog
  *		<- authorize, lifecycle, worker, settings <- regpilot.c
  *
  *-------------------------------------------------------------------------

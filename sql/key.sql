@@ -47,6 +47,11 @@ SELECT * FROM error_of('SELECT regpilot.create_project(NULL)');
 SELECT * FROM error_of('SELECT regpilot.create_project('''')');
 SELECT * FROM error_of('SELECT regpilot.create_project(repeat(''x'', 201))');
 SELECT * FROM error_of('SELECT regpilot.create_project(E''two\nlines'')');
+SELECT * FROM error_of('SELECT regpilot.create_project(E''tab\t'')');
+SELECT * FROM error_of('SELECT regpilot.create_project(E''\x01'')');
+SELECT * FROM error_of('SELECT regpilot.create_project(E''delete\x7f'')');
+SELECT * FROM error_of('SELECT regpilot.create_project(repeat(E''\u4e2d'', 201))');
+SELECT code FROM error_of('SELECT regpilot.create_project(convert_from(''\x610062'', ''UTF8''))');
 SELECT * FROM error_of('SELECT regpilot.create_project(''key test'')');
 SELECT * FROM error_of('SELECT regpilot.create_project(''p'', ''no such plan'')');
 SELECT * FROM error_of('SELECT regpilot.create_project(''p'', NULL)');
@@ -54,6 +59,10 @@ SELECT * FROM error_of('SELECT regpilot.create_key(NULL, ''k'')');
 SELECT * FROM error_of('SELECT regpilot.create_key(''00000000-0000-0000-0000-000000000000'', ''k'')');
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, NULL)', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, '''')', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, E''two\nlines'')', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, repeat(E''\u4e2d'', 201))', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', '''')', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', ''PROD'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', ''test'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', ''other'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => NULL)', :'project'));
@@ -62,13 +71,19 @@ SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => ''{gateway:read,keys:admin}'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => ''{{gateway:read}}'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => ''{logs:read,logs:read,logs:read,logs:read,logs:read}'')', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => ''{logs:read,gateway:read,logs:read}'')', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => ''{admin}'')', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => ''{Gateway:Read}'')', :'project'));
+SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', permissions => ''{""}'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', expires_at => ''2000-01-01 00:00+00'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', expires_at => ''-infinity'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', requests_per_minute => 0)', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', requests_per_minute => -5)', :'project'));
-SELECT code FROM error_of('UPDATE regpilot.api_key SET permissions = ''{keys:admin}''');
 SELECT * FROM error_of('SELECT regpilot.revoke_key(NULL)');
 SELECT * FROM error_of('SELECT regpilot.revoke_key(''00000000-0000-0000-0000-000000000000'')');
+SELECT * FROM error_of('SELECT regpilot.revoke_key(''00000000-0000-0000-0000-000000000000'', ''why'')');
+SELECT * FROM error_of('SELECT regpilot.disable_key(NULL)');
+SELECT * FROM error_of('SELECT regpilot.enable_key(NULL)');
 SELECT * FROM error_of('SELECT regpilot.disable_key(''00000000-0000-0000-0000-000000000000'')');
 SELECT * FROM error_of('SELECT regpilot.enable_key(''00000000-0000-0000-0000-000000000000'')');
 
@@ -76,8 +91,23 @@ SELECT * FROM error_of('SELECT regpilot.enable_key(''00000000-0000-0000-0000-000
 SELECT count(*) FROM regpilot.project;
 SELECT count(*) FROM regpilot.api_key WHERE name = 'k';
 
+SELECT count(*) FROM regpilot.api_key WHERE NOT active OR revoked_at IS NOT NULL OR reviewed_at IS NOT NULL;
+
 -- function and table agree on what a name may hold
 SELECT count(*) FROM regpilot.create_key(:'project', U&'na\00efve \0085 \4e2d\6587');
+SELECT count(*) FROM regpilot.create_key(:'project', repeat(U&'\4e2d', 200));
+SELECT code FROM error_of('UPDATE regpilot.api_key SET name = repeat(E''\u4e2d'', 201)');
+SELECT code FROM error_of('UPDATE regpilot.api_key SET name = E''delete\x7f''');
+
+-- and on a list of permissions
+SELECT permissions, e.code
+FROM unnest(ARRAY['{keys:admin}', '{}', '{NULL}', '{logs:read,NULL}', '{{logs:read}}', '{logs:read,logs:read}',
+		'{logs:read,keys:admin}', '{analytics:read,logs:read,gateway:write,gateway:read}']) AS permissions,
+	LATERAL error_of(format('UPDATE regpilot.api_key SET permissions = %L', permissions)) AS e;
+
+-- infinity: it never expires
+SELECT key_id AS endless_id FROM regpilot.create_key(:'project', 'endless', expires_at => 'infinity') \gset
+SELECT status, expires_at FROM regpilot.key_overview WHERE key_id = :'endless_id';
 
 -- disable, enable; both as often as one likes
 SELECT status FROM regpilot.key_overview WHERE key_id = :'key_id';
@@ -87,6 +117,11 @@ SELECT status FROM regpilot.key_overview WHERE key_id = :'key_id';
 SELECT regpilot.enable_key(:'key_id');
 SELECT regpilot.enable_key(:'key_id');
 SELECT status FROM regpilot.key_overview WHERE key_id = :'key_id';
+
+-- a revocation is never refused for what is said about it
+SELECT key_id AS explained_id FROM regpilot.create_key(:'project', 'explained') \gset
+SELECT regpilot.revoke_key(:'explained_id', U&'two\000alines \4e2d\6587 ' || repeat('x', 10000));
+SELECT length(revoke_reason) FROM regpilot.api_key WHERE id = :'explained_id';
 
 -- revoked for good; the first reason and time stay
 SELECT regpilot.revoke_key(:'key_id', 'found in a log');

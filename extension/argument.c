@@ -1,0 +1,149 @@
+/*-------------------------------------------------------------------------
+ *
+ * argument.c
+ *		The arguments of the functions that make and change keys.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "argument.h"
+
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+/* No key can hold anything else; above all, no right to administer. */
+static const char *const known_permissions[] = {"gateway:read", "gateway:write", "logs:read",
+												"analytics:read"};
+
+void
+argument_require(FunctionCallInfo fcinfo, int argument, const char *name)
+{
+	if (PG_ARGISNULL(argument))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", name)));
+}
+
+text *
+argument_label(FunctionCallInfo fcinfo, int argument, const char *what, const char *of_what,
+			   int max_length)
+{
+	text *label;
+	int length;
+
+	if (PG_ARGISNULL(argument))
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("the %s of a %s must not be null", what, of_what)));
+
+	label = PG_GETARG_TEXT_PP(argument);
+	length = pg_mbstrlen_with_len(VARDATA_ANY(label), VARSIZE_ANY_EXHDR(label));
+	if (length < 1 || length > max_length)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid %s of a %s", what, of_what),
+						errdetail("The %s has %d characters.", what, length),
+						errhint("Give a %s of 1 to %d characters.", what, max_length)));
+
+	for (int i = 0; i < VARSIZE_ANY_EXHDR(label); i++)
+	{
+		unsigned char c = VARDATA_ANY(label)[i];
+
+		if (c < 0x20 || c == 0x7F)
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("invalid %s of a %s", what, of_what),
+							errdetail("The %s contains a control character.", what),
+							errhint("Give a %s of printable characters.", what)));
+	}
+	return label;
+}
+
+text *
+argument_environment(FunctionCallInfo fcinfo, int argument)
+{
+	text *environment;
+
+	if (PG_ARGISNULL(argument))
+		return NULL;
+	environment = PG_GETARG_TEXT_PP(argument);
+	if (environment_from_name(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)) ==
+		ENVIRONMENT_OTHER)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid environment \"%s\"", text_to_cstring(environment)),
+						errhint("Use dev, staging, prod, ci, or NULL.")));
+	return environment;
+}
+
+/* Which of the known permissions this is, or -1. */
+static int
+known_permission(const char *permission)
+{
+	for (int i = 0; i < lengthof(known_permissions); i++)
+	{
+		if (strcmp(permission, known_permissions[i]) == 0)
+			return i;
+	}
+	return -1;
+}
+
+ArrayType *
+argument_permissions(FunctionCallInfo fcinfo, int argument)
+{
+	ArrayType *permissions;
+	Datum *values;
+	bool *nulls;
+	int count;
+	bool seen[lengthof(known_permissions)] = {false};
+
+	argument_require(fcinfo, argument, "permissions");
+	permissions = PG_GETARG_ARRAYTYPE_P(argument);
+	deconstruct_array(permissions, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, &count);
+
+	if (ARR_NDIM(permissions) != 1 || count > lengthof(known_permissions))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid list of permissions"),
+			 errdetail("The list has %d elements in %d dimensions.", count, ARR_NDIM(permissions)),
+			 errhint("Give one to %d permissions in one dimension.",
+					 (int) lengthof(known_permissions))));
+
+	for (int i = 0; i < count; i++)
+	{
+		const char *permission = nulls[i] ? "NULL" : TextDatumGetCString(values[i]);
+		int known = known_permission(permission);
+
+		if (known < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid permission \"%s\"", permission),
+					 errdetail("A key cannot hold it."),
+					 errhint("Use gateway:read, gateway:write, logs:read or analytics:read.")));
+		if (seen[known])
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("invalid list of permissions"),
+							errdetail("The list has \"%s\" twice.", permission),
+							errhint("Name each permission once.")));
+		seen[known] = true;
+	}
+	return permissions;
+}
+
+void
+argument_check_expiry(FunctionCallInfo fcinfo, int argument)
+{
+	if (!PG_ARGISNULL(argument) && PG_GETARG_TIMESTAMPTZ(argument) <= GetCurrentTimestamp())
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("expiry of a new key lies in the past"),
+						errdetail("The key would expire at %s.",
+								  timestamptz_to_str(PG_GETARG_TIMESTAMPTZ(argument))),
+						errhint("Give a time to come, or NULL for a key that does not expire.")));
+}
+
+void
+argument_check_limit(FunctionCallInfo fcinfo, int argument)
+{
+	if (!PG_ARGISNULL(argument) && PG_GETARG_INT32(argument) <= 0)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid limit of requests per minute: %d", PG_GETARG_INT32(argument)),
+			 errhint("Give a limit of 1 or more, or NULL for the limit of the project's plan.")));
+}

@@ -12,6 +12,8 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "key.h"
+
 /* No key can hold anything else; above all, no right to administer. */
 static const char *const known_permissions[] = {"gateway:read", "gateway:write", "logs:read",
 												"analytics:read"};
@@ -124,6 +126,22 @@ argument_permissions(FunctionCallInfo fcinfo, int argument)
 		seen[known] = true;
 	}
 	return permissions;
+}
+
+const uint8 *
+argument_digest(FunctionCallInfo fcinfo, int argument)
+{
+	bytea *digest;
+
+	argument_require(fcinfo, argument, "digest");
+	digest = PG_GETARG_BYTEA_PP(argument);
+	if (VARSIZE_ANY_EXHDR(digest) != KEY_DIGEST_LENGTH)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid digest of a key"),
+						errdetail("The digest has %d bytes.", (int) VARSIZE_ANY_EXHDR(digest)),
+						errhint("Give the %d bytes of the SHA-256 of the whole key; "
+								"decode(..., 'hex') makes them of its digits.",
+								KEY_DIGEST_LENGTH)));
+	return (const uint8 *) VARDATA_ANY(digest);
 }
 
 void

@@ -22,6 +22,7 @@
 #include "compat.h"
 
 #define NAME_MAX_LENGTH 200 /* characters, of a project or key */
+#define HINT_MAX_LENGTH 64	/* characters */
 
 /* Any argument that must not be null; name is the parameter's. */
 extern void argument_require(FunctionCallInfo fcinfo, int argument, const char *name);
@@ -38,6 +39,9 @@ extern text *argument_environment(FunctionCallInfo fcinfo, int argument);
 
 /* Permissions that a key can hold, at least one, each once. */
 extern ArrayType *argument_permissions(FunctionCallInfo fcinfo, int argument);
+
+/* The 32 bytes of a digest, which stay the caller's.  Errors do not show it. */
+extern const uint8 *argument_digest(FunctionCallInfo fcinfo, int argument);
 
 /*
  * Those that may be null.  If so, they are left to the caller; else a time to

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * lifecycle.c
- *		The life of a key: create_project(), create_key(), disable_key(),
- *		enable_key(), revoke_key().
+ *		The life of a key: create_project(), create_key(), import_key(),
+ *		rotate_key(), disable_key(), enable_key(), revoke_key().
  *
  * These run as the caller, whose privileges on the tables decide.
  *
@@ -14,7 +14,7 @@
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
-#include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "argument.h"
 #include "catalog.h"
@@ -23,9 +23,37 @@
 
 PG_FUNCTION_INFO_V1(regpilot_create_project);
 PG_FUNCTION_INFO_V1(regpilot_create_key);
+PG_FUNCTION_INFO_V1(regpilot_import_key);
 PG_FUNCTION_INFO_V1(regpilot_revoke_key);
 PG_FUNCTION_INFO_V1(regpilot_disable_key);
 PG_FUNCTION_INFO_V1(regpilot_enable_key);
+
+/* The columns of api_key that are given for a new key. */
+typedef enum KeyColumn
+{
+	KEY_PROJECT_ID,
+	KEY_NAME,
+	KEY_ENVIRONMENT,
+	KEY_PERMISSIONS,
+	KEY_EXPIRES_AT,
+	KEY_REQUESTS_PER_MINUTE,
+	KEY_DIGEST, /* as a regpilot.secret, so that no log of the statement shows it */
+	KEY_HINT,
+} KeyColumn;
+
+#define KEY_COLUMN_COUNT (KEY_HINT + 1)
+
+typedef struct NewKey
+{
+	Datum values[KEY_COLUMN_COUNT];
+	char nulls[KEY_COLUMN_COUNT]; /* 'n' or ' ', as SPI wants it */
+} NewKey;
+
+static char *
+uuid_to_cstring(Datum uuid)
+{
+	return DatumGetCString(DirectFunctionCall1(uuid_out, uuid));
+}
 
 /*
  * Run one statement that this file spells out.  Parameters that are null have
@@ -82,88 +110,188 @@ regpilot_create_project(PG_FUNCTION_ARGS)
 	PG_RETURN_UUID_P(id);
 }
 
-Datum
-regpilot_create_key(PG_FUNCTION_ARGS)
+static void
+set_column(NewKey *key, KeyColumn column, Datum value, bool isnull)
 {
-	enum
-	{
-		PROJECT,
-		NAME,
-		ENVIRONMENT,
-		PERMISSIONS,
-		EXPIRES_AT,
-		REQUESTS_PER_MINUTE,
-		DIGEST,
-		HINT
-	};
-	Oid types[] = {UUIDOID,		   TEXTOID, TEXTOID,	TEXTARRAYOID,
-				   TIMESTAMPTZOID, INT4OID, InvalidOid, TEXTOID};
-	Datum values[lengthof(types)];
-	char nulls[lengthof(types)];
+	key->values[column] = value;
+	key->nulls[column] = isnull ? 'n' : ' ';
+}
+
+/*
+ * Begin a new key with the arguments that create_key() and import_key() share:
+ * project and name, and from position "options" on environment, permissions,
+ * expires_at and requests_per_minute.
+ */
+static void
+get_key_arguments(FunctionCallInfo fcinfo, int options, NewKey *key)
+{
+	text *name;
 	text *environment;
+	ArrayType *permissions;
+
+	argument_require(fcinfo, 0, "project");
+	set_column(key, KEY_PROJECT_ID, PG_GETARG_DATUM(0), false);
+
+	name = argument_label(fcinfo, 1, "name", "key", NAME_MAX_LENGTH);
+	set_column(key, KEY_NAME, PointerGetDatum(name), false);
+
+	environment = argument_environment(fcinfo, options);
+	set_column(key, KEY_ENVIRONMENT, PointerGetDatum(environment), environment == NULL);
+
+	permissions = argument_permissions(fcinfo, options + 1);
+	set_column(key, KEY_PERMISSIONS, PointerGetDatum(permissions), false);
+
+	argument_check_expiry(fcinfo, options + 2);
+	set_column(key, KEY_EXPIRES_AT, PG_GETARG_DATUM(options + 2), PG_ARGISNULL(options + 2));
+
+	argument_check_limit(fcinfo, options + 3);
+	set_column(key, KEY_REQUESTS_PER_MINUTE, PG_GETARG_DATUM(options + 3),
+			   PG_ARGISNULL(options + 3));
+}
+
+/*
+ * Insert a new key and return its id.
+ *
+ * That its digest is there already is not left to the index to say, which would
+ * show it.  ON CONFLICT has no target, since that takes the privilege to read
+ * the column, which an admin lacks; there is no other conflict to be had but
+ * one of random ids.
+ */
+static pg_uuid_t
+insert_key(NewKey *key)
+{
+	Oid types[KEY_COLUMN_COUNT] = {
+		[KEY_PROJECT_ID] = UUIDOID,			  [KEY_NAME] = TEXTOID,
+		[KEY_ENVIRONMENT] = TEXTOID,		  [KEY_PERMISSIONS] = TEXTARRAYOID,
+		[KEY_EXPIRES_AT] = TIMESTAMPTZOID,	  [KEY_REQUESTS_PER_MINUTE] = INT4OID,
+		[KEY_DIGEST] = catalog_secret_type(), [KEY_HINT] = TEXTOID,
+	};
+
+	if (execute("SELECT FROM regpilot.project WHERE id OPERATOR(pg_catalog.=) $1", 1, types,
+				key->values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("project %s does not exist", uuid_to_cstring(key->values[KEY_PROJECT_ID])),
+				 errhint("See the table regpilot.project, or call regpilot.create_project().")));
+
+	if (execute("INSERT INTO regpilot.api_key"
+				" (project_id, name, environment, permissions, expires_at, requests_per_minute,"
+				" digest, hint)"
+				" VALUES ($1, $2, $3, $4, $5, $6, $7::pg_catalog.bytea, $8)"
+				" ON CONFLICT DO NOTHING RETURNING id",
+				KEY_COLUMN_COUNT, types, key->values, key->nulls) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNIQUE_VIOLATION), errmsg("a key with this digest already exists"),
+				 errdetail("A key can be there only once, whatever its project."),
+				 errhint("See the view regpilot.key_overview.")));
+
+	return returned_uuid();
+}
+
+/*
+ * Generate a key, insert it, and return the function's row: id, key and hint.
+ * Finishes SPI, to which the caller has connected.
+ */
+static Datum
+issue_key(FunctionCallInfo fcinfo, NewKey *new_key)
+{
+	char *environment = NULL;
 	char *key;
 	uint8 digest[KEY_DIGEST_LENGTH];
 	pg_uuid_t id;
 	TupleDesc descriptor;
-	Datum result[3];
-	bool result_nulls[3] = {false, false, false};
-
-	memset(nulls, ' ', sizeof(nulls));
-
-	argument_require(fcinfo, PROJECT, "project");
-	values[PROJECT] = PG_GETARG_DATUM(PROJECT);
-	values[NAME] = PointerGetDatum(argument_label(fcinfo, NAME, "name", "key", NAME_MAX_LENGTH));
-
-	environment = argument_environment(fcinfo, ENVIRONMENT);
-	values[ENVIRONMENT] = PointerGetDatum(environment);
-	if (environment == NULL)
-		nulls[ENVIRONMENT] = 'n';
-
-	values[PERMISSIONS] = PointerGetDatum(argument_permissions(fcinfo, PERMISSIONS));
-
-	argument_check_expiry(fcinfo, EXPIRES_AT);
-	values[EXPIRES_AT] = PG_GETARG_DATUM(EXPIRES_AT);
-	if (PG_ARGISNULL(EXPIRES_AT))
-		nulls[EXPIRES_AT] = 'n';
-
-	argument_check_limit(fcinfo, REQUESTS_PER_MINUTE);
-	values[REQUESTS_PER_MINUTE] = PG_GETARG_DATUM(REQUESTS_PER_MINUTE);
-	if (PG_ARGISNULL(REQUESTS_PER_MINUTE))
-		nulls[REQUESTS_PER_MINUTE] = 'n';
+	Datum values[3];
+	bool nulls[3] = {false, false, false};
+	HeapTupleHeader row;
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	key = key_generate(environment == NULL ? NULL : text_to_cstring(environment));
+	if (new_key->nulls[KEY_ENVIRONMENT] == ' ')
+		environment = TextDatumGetCString(new_key->values[KEY_ENVIRONMENT]);
+	key = key_generate(environment);
 	key_digest(key, strlen(key), digest);
+	set_column(new_key, KEY_DIGEST, PointerGetDatum(digest), false);
+	set_column(new_key, KEY_HINT, CStringGetTextDatum(key_hint(key)), false);
+	id = insert_key(new_key);
 
-	/* bound as a secret, so that no log of this statement shows the digest */
-	types[DIGEST] = catalog_secret_type();
-	values[DIGEST] = PointerGetDatum(digest);
-	values[HINT] = CStringGetTextDatum(key_hint(key));
+	values[0] = UUIDPGetDatum(&id);
+	values[1] = CStringGetTextDatum(key);
+	values[2] = new_key->values[KEY_HINT];
+	row = SPI_returntuple(heap_form_tuple(descriptor, values, nulls), descriptor);
+	SPI_finish();
+	return HeapTupleHeaderGetDatum(row);
+}
+
+Datum
+regpilot_create_key(PG_FUNCTION_ARGS)
+{
+	NewKey key;
+
+	get_key_arguments(fcinfo, 2, &key);
+	SPI_connect();
+	PG_RETURN_DATUM(issue_key(fcinfo, &key));
+}
+
+/* Error context callback: keeps the text of the statement out of the server log. */
+static void
+hide_statement(void *arg)
+{
+	errhidestmt(true);
+}
+
+/* A key given as its own name or hint would be there for all to read. */
+static void
+refuse_plaintext(const text *label, const char *what, const uint8 digest[KEY_DIGEST_LENGTH])
+{
+	uint8 label_digest[KEY_DIGEST_LENGTH];
+
+	key_digest(VARDATA_ANY(label), VARSIZE_ANY_EXHDR(label), label_digest);
+	if (memcmp(label_digest, digest, KEY_DIGEST_LENGTH) == 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid %s of a key", what), errdetail("It is the key itself."),
+						errhint("Show a part of it at most, such as its last four characters.")));
+}
+
+/*
+ * The digest may be part of the statement's text, and then of the context that
+ * our callers would add to an error, as would the parameters while
+ * log_parameter_max_length_on_error is set.  So errors have none of that.
+ */
+Datum
+regpilot_import_key(PG_FUNCTION_ARGS)
+{
+	ErrorContextCallback *callers = error_context_stack;
+	ErrorContextCallback callback = {.previous = NULL, .callback = hide_statement};
+	NewKey key;
+	const uint8 *digest;
+	text *hint;
+	pg_uuid_t *id = palloc(sizeof(pg_uuid_t));
+
+	error_context_stack = &callback;
+
+	get_key_arguments(fcinfo, 3, &key);
+	digest = argument_digest(fcinfo, 2);
+	hint = argument_label(fcinfo, 7, "hint", "key", HINT_MAX_LENGTH);
+	refuse_plaintext(DatumGetTextPP(key.values[KEY_NAME]), "name", digest);
+	refuse_plaintext(hint, "hint", digest);
+	set_column(&key, KEY_DIGEST, PointerGetDatum(digest), false);
+	set_column(&key, KEY_HINT, PointerGetDatum(hint), false);
 
 	SPI_connect();
-
-	if (execute(
-			"INSERT INTO regpilot.api_key"
-			" (project_id, name, environment, permissions, expires_at, requests_per_minute, digest, hint)"
-			" SELECT id, $2, $3, $4, $5, $6, $7::pg_catalog.bytea, $8"
-			" FROM regpilot.project WHERE id OPERATOR(pg_catalog.=) $1 RETURNING id",
-			lengthof(types), types, values, nulls) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("project %s does not exist",
-						DatumGetCString(DirectFunctionCall1(uuid_out, values[PROJECT]))),
-				 errhint("See the table regpilot.project, or call regpilot.create_project().")));
-
-	id = returned_uuid();
+	*id = insert_key(&key);
 	SPI_finish();
 
-	result[0] = UUIDPGetDatum(&id);
-	result[1] = CStringGetTextDatum(key);
-	result[2] = values[HINT];
-	PG_RETURN_DATUM(
-		HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), result, result_nulls)));
+	error_context_stack = callers;
+	PG_RETURN_UUID_P(id);
+}
+
+static void
+report_missing_key(Datum key_id)
+{
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+					errmsg("key %s does not exist", uuid_to_cstring(key_id)),
+					errhint("See the view regpilot.key_overview.")));
 }
 
 /*
@@ -188,10 +316,7 @@ update_key(FunctionCallInfo fcinfo, const char *statement)
 
 	SPI_connect();
 	if (execute(statement, PG_NARGS(), types, values, nulls) == 0)
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("key %s does not exist",
-							   DatumGetCString(DirectFunctionCall1(uuid_out, values[0]))),
-						errhint("See the view regpilot.key_overview.")));
+		report_missing_key(values[0]);
 }
 
 /* Permanent; a second call changes nothing. */
@@ -226,8 +351,7 @@ regpilot_enable_key(PG_FUNCTION_ARGS)
 	if (!DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("key %s is revoked",
-						DatumGetCString(DirectFunctionCall1(uuid_out, PG_GETARG_DATUM(0)))),
+				 errmsg("key %s is revoked", uuid_to_cstring(PG_GETARG_DATUM(0))),
 				 errdetail("A revoked key cannot be used again."), errhint("Create a new key.")));
 	SPI_finish();
 	PG_RETURN_VOID();

@@ -104,7 +104,8 @@ CREATE TABLE regpilot.api_key (
 	name text NOT NULL
 		CHECK (pg_catalog.char_length(name) BETWEEN 1 AND 200 AND name !~ '[\x01-\x1f\x7f]'),
 	environment text CHECK (environment IN ('dev', 'staging', 'prod', 'ci')),
-	hint text NOT NULL CHECK (pg_catalog.char_length(hint) BETWEEN 1 AND 64),
+	hint text NOT NULL
+		CHECK (pg_catalog.char_length(hint) BETWEEN 1 AND 64 AND hint !~ '[\x01-\x1f\x7f]'),
 	digest bytea NOT NULL CONSTRAINT api_key_digest_key UNIQUE
 		CHECK (pg_catalog.octet_length(digest) = 32),
 	permissions text[] NOT NULL		-- of these, at least one, each once
@@ -269,6 +270,15 @@ CREATE FUNCTION regpilot.create_key(project uuid, name text, environment text DE
 	AS 'MODULE_PATHNAME', 'regpilot_create_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION regpilot.create_key(uuid, text, text, text[], timestamptz, int) IS
 	'issue a key; its plaintext is returned here and kept nowhere';
+
+CREATE FUNCTION regpilot.import_key(project uuid, name text, digest bytea, environment text DEFAULT NULL,
+		permissions text[] DEFAULT ARRAY['gateway:read', 'gateway:write', 'logs:read', 'analytics:read'],
+		expires_at timestamptz DEFAULT NULL, requests_per_minute int DEFAULT NULL,
+		hint text DEFAULT 'imported')
+	RETURNS uuid
+	AS 'MODULE_PATHNAME', 'regpilot_import_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION regpilot.import_key(uuid, text, bytea, text, text[], timestamptz, int, text) IS
+	'take over a key issued elsewhere, by the SHA-256 of all of it';
 
 CREATE FUNCTION regpilot.revoke_key(key_id uuid, reason text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'regpilot_revoke_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;

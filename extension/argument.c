@@ -7,12 +7,16 @@
  */
 #include "argument.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #include "key.h"
+
+/* Longer ones are slips of the pen; this also keeps their end in range. */
+#define OVERLAP_MAX_YEARS 10
 
 /* No key can hold anything else; above all, no right to administer. */
 static const char *const known_permissions[] = {"gateway:read", "gateway:write", "logs:read",
@@ -164,4 +168,39 @@ argument_check_limit(FunctionCallInfo fcinfo, int argument)
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("invalid limit of requests per minute: %d", PG_GETARG_INT32(argument)),
 			 errhint("Give a limit of 1 or more, or NULL for the limit of the project's plan.")));
+}
+
+/* As the operators of the type compare: a month is thirty days. */
+static int
+compare_intervals(const Interval *a, const Interval *b)
+{
+	return DatumGetInt32(
+		DirectFunctionCall2(interval_cmp, IntervalPGetDatum(a), IntervalPGetDatum(b)));
+}
+
+TimestampTz
+argument_overlap_end(FunctionCallInfo fcinfo, int argument)
+{
+	static const Interval none = {0};
+	static const Interval longest = {.month = OVERLAP_MAX_YEARS * MONTHS_PER_YEAR};
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	const Interval *overlap;
+	TimestampTz end = now;
+	bool in_range;
+
+	argument_require(fcinfo, argument, "overlap");
+	overlap = PG_GETARG_INTERVAL_P(argument);
+	in_range = compare_intervals(overlap, &none) >= 0 && compare_intervals(overlap, &longest) <= 0;
+	if (in_range)
+		end = DatumGetTimestampTz(DirectFunctionCall2(
+			timestamptz_pl_interval, TimestampTzGetDatum(now), IntervalPGetDatum(overlap)));
+
+	/* that compares a month as thirty days, of which it may not have as many */
+	if (!in_range || end < now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid overlap: %s", DatumGetCString(DirectFunctionCall1(
+												   interval_out, IntervalPGetDatum(overlap)))),
+				 errhint("Give an interval of 0 to %d years.", OVERLAP_MAX_YEARS)));
+	return end;
 }

@@ -16,6 +16,7 @@
 
 #include "regpilot.h"
 
+#include "datatype/timestamp.h"
 #include "fmgr.h"
 #include "utils/array.h"
 
@@ -49,5 +50,8 @@ extern const uint8 *argument_digest(FunctionCallInfo fcinfo, int argument);
  */
 extern void argument_check_expiry(FunctionCallInfo fcinfo, int argument);
 extern void argument_check_limit(FunctionCallInfo fcinfo, int argument);
+
+/* now() and an interval of no time or more. */
+extern TimestampTz argument_overlap_end(FunctionCallInfo fcinfo, int argument);
 
 #endif /* REGPILOT_ARGUMENT_H */

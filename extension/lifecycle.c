@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/timestamp.h"
 #include "utils/uuid.h"
 
 #include "argument.h"
@@ -24,6 +25,7 @@
 PG_FUNCTION_INFO_V1(regpilot_create_project);
 PG_FUNCTION_INFO_V1(regpilot_create_key);
 PG_FUNCTION_INFO_V1(regpilot_import_key);
+PG_FUNCTION_INFO_V1(regpilot_rotate_key);
 PG_FUNCTION_INFO_V1(regpilot_revoke_key);
 PG_FUNCTION_INFO_V1(regpilot_disable_key);
 PG_FUNCTION_INFO_V1(regpilot_enable_key);
@@ -37,11 +39,13 @@ typedef enum KeyColumn
 	KEY_PERMISSIONS,
 	KEY_EXPIRES_AT,
 	KEY_REQUESTS_PER_MINUTE,
+	KEY_ROTATED_FROM,
 	KEY_DIGEST, /* as a regpilot.secret, so that no log of the statement shows it */
 	KEY_HINT,
 } KeyColumn;
 
 #define KEY_COLUMN_COUNT (KEY_HINT + 1)
+#define KEY_INHERITED_COUNT (KEY_REQUESTS_PER_MINUTE + 1) /* by the successor of a key */
 
 typedef struct NewKey
 {
@@ -147,6 +151,8 @@ get_key_arguments(FunctionCallInfo fcinfo, int options, NewKey *key)
 	argument_check_limit(fcinfo, options + 3);
 	set_column(key, KEY_REQUESTS_PER_MINUTE, PG_GETARG_DATUM(options + 3),
 			   PG_ARGISNULL(options + 3));
+
+	set_column(key, KEY_ROTATED_FROM, (Datum) 0, true);
 }
 
 /*
@@ -161,10 +167,15 @@ static pg_uuid_t
 insert_key(NewKey *key)
 {
 	Oid types[KEY_COLUMN_COUNT] = {
-		[KEY_PROJECT_ID] = UUIDOID,			  [KEY_NAME] = TEXTOID,
-		[KEY_ENVIRONMENT] = TEXTOID,		  [KEY_PERMISSIONS] = TEXTARRAYOID,
-		[KEY_EXPIRES_AT] = TIMESTAMPTZOID,	  [KEY_REQUESTS_PER_MINUTE] = INT4OID,
-		[KEY_DIGEST] = catalog_secret_type(), [KEY_HINT] = TEXTOID,
+		[KEY_PROJECT_ID] = UUIDOID,
+		[KEY_NAME] = TEXTOID,
+		[KEY_ENVIRONMENT] = TEXTOID,
+		[KEY_PERMISSIONS] = TEXTARRAYOID,
+		[KEY_EXPIRES_AT] = TIMESTAMPTZOID,
+		[KEY_REQUESTS_PER_MINUTE] = INT4OID,
+		[KEY_ROTATED_FROM] = UUIDOID,
+		[KEY_DIGEST] = catalog_secret_type(),
+		[KEY_HINT] = TEXTOID,
 	};
 
 	if (execute("SELECT FROM regpilot.project WHERE id OPERATOR(pg_catalog.=) $1", 1, types,
@@ -176,8 +187,8 @@ insert_key(NewKey *key)
 
 	if (execute("INSERT INTO regpilot.api_key"
 				" (project_id, name, environment, permissions, expires_at, requests_per_minute,"
-				" digest, hint)"
-				" VALUES ($1, $2, $3, $4, $5, $6, $7::pg_catalog.bytea, $8)"
+				" rotated_from, digest, hint)"
+				" VALUES ($1, $2, $3, $4, $5, $6, $7, $8::pg_catalog.bytea, $9)"
 				" ON CONFLICT DO NOTHING RETURNING id",
 				KEY_COLUMN_COUNT, types, key->values, key->nulls) == 0)
 		ereport(ERROR,
@@ -292,6 +303,117 @@ report_missing_key(Datum key_id)
 	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 					errmsg("key %s does not exist", uuid_to_cstring(key_id)),
 					errhint("See the view regpilot.key_overview.")));
+}
+
+/*
+ * A key is rotated once.  A second successor would share its place unnoticed,
+ * and inherit the end of the overlap as the time of its own expiry.
+ */
+static void
+refuse_second_successor(Datum key_id)
+{
+	Oid types[] = {UUIDOID};
+	pg_uuid_t successor;
+
+	if (execute("SELECT id FROM regpilot.api_key WHERE rotated_from OPERATOR(pg_catalog.=) $1", 1,
+				types, &key_id, NULL) == 0)
+		return;
+
+	successor = returned_uuid();
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("key %s has been rotated before", uuid_to_cstring(key_id)),
+			 errdetail("Key %s is its successor.", uuid_to_cstring(UUIDPGetDatum(&successor))),
+			 errhint("Rotate the successor, or create a new key.")));
+}
+
+/*
+ * Lock a key until the end of the transaction, and copy from it what its
+ * successor inherits.  Raises an error if it cannot be rotated.
+ *
+ * The lock is the one that the UPDATE to come takes.  FOR UPDATE would hold up
+ * the worker's INSERT of the first usage of the key.
+ */
+static void
+lock_predecessor(Datum key_id, NewKey *successor)
+{
+	Oid types[] = {UUIDOID};
+	HeapTuple row;
+	TupleDesc descriptor;
+	bool isnull;
+	bool active;
+	bool revoked;
+
+	if (execute("SELECT project_id, name, environment, permissions, expires_at,"
+				" requests_per_minute, active, revoked_at IS NOT NULL"
+				" FROM regpilot.api_key WHERE id OPERATOR(pg_catalog.=) $1 FOR NO KEY UPDATE",
+				1, types, &key_id, NULL) == 0)
+		report_missing_key(key_id);
+
+	/* in the order of KeyColumn */
+	row = SPI_tuptable->vals[0];
+	descriptor = SPI_tuptable->tupdesc;
+	for (int i = 0; i < KEY_INHERITED_COUNT; i++)
+	{
+		Datum value = SPI_getbinval(row, descriptor, i + 1, &isnull);
+
+		set_column(successor, (KeyColumn) i, value, isnull);
+	}
+	active = DatumGetBool(SPI_getbinval(row, descriptor, KEY_INHERITED_COUNT + 1, &isnull));
+	revoked = DatumGetBool(SPI_getbinval(row, descriptor, KEY_INHERITED_COUNT + 2, &isnull));
+
+	refuse_second_successor(key_id);
+
+	if (revoked)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("key %s is revoked", uuid_to_cstring(key_id)),
+				 errdetail("A revoked key cannot be rotated."), errhint("Create a new key.")));
+
+	/* or the successor, which is not, would undo what an admin did */
+	if (!active)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("key %s is disabled", uuid_to_cstring(key_id)),
+						errdetail("A disabled key cannot be rotated."),
+						errhint("Call regpilot.enable_key() first, or create a new key.")));
+
+	/* by the clock, as for a verdict */
+	if (successor->nulls[KEY_EXPIRES_AT] == ' ' &&
+		DatumGetTimestampTz(successor->values[KEY_EXPIRES_AT]) <= GetCurrentTimestamp())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("key %s has expired", uuid_to_cstring(key_id)),
+				 errdetail("An expired key cannot be rotated."), errhint("Create a new key.")));
+}
+
+/*
+ * The successor inherits expires_at too: rotation replaces a secret and does not
+ * extend what was granted.
+ */
+Datum
+regpilot_rotate_key(PG_FUNCTION_ARGS)
+{
+	NewKey successor;
+	Oid types[] = {UUIDOID, TIMESTAMPTZOID};
+	Datum values[2];
+
+	argument_require(fcinfo, 0, "key_id");
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = TimestampTzGetDatum(argument_overlap_end(fcinfo, 1));
+
+	SPI_connect();
+	lock_predecessor(values[0], &successor);
+
+	/*
+	 * Even if that changes nothing: a concurrent rotation under a snapshot that
+	 * does not show the successor must fail for it.
+	 */
+	execute("UPDATE regpilot.api_key SET expires_at = least(expires_at, $2)"
+			" WHERE id OPERATOR(pg_catalog.=) $1",
+			lengthof(types), types, values, NULL);
+
+	set_column(&successor, KEY_ROTATED_FROM, values[0], false);
+	PG_RETURN_DATUM(issue_key(fcinfo, &successor));
 }
 
 /*

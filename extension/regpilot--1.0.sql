@@ -128,6 +128,7 @@ CREATE TABLE regpilot.api_key (
 	reviewed_at timestamptz
 );
 CREATE INDEX api_key_project_id_idx ON regpilot.api_key (project_id);
+CREATE INDEX api_key_rotated_from_idx ON regpilot.api_key (rotated_from) WHERE rotated_from IS NOT NULL;
 COMMENT ON COLUMN regpilot.api_key.requests_per_minute IS 'NULL: the limit of the project''s plan';
 COMMENT ON COLUMN regpilot.api_key.hint IS 'what a list may show of the key: its prefix and last four characters';
 COMMENT ON COLUMN regpilot.api_key.digest IS 'SHA-256 of the whole key';
@@ -279,6 +280,12 @@ CREATE FUNCTION regpilot.import_key(project uuid, name text, digest bytea, envir
 	AS 'MODULE_PATHNAME', 'regpilot_import_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION regpilot.import_key(uuid, text, bytea, text, text[], timestamptz, int, text) IS
 	'take over a key issued elsewhere, by the SHA-256 of all of it';
+
+CREATE FUNCTION regpilot.rotate_key(key_id uuid, overlap interval DEFAULT '7 days',
+		OUT key_id uuid, OUT key text, OUT hint text)
+	AS 'MODULE_PATHNAME', 'regpilot_rotate_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION regpilot.rotate_key(uuid, interval) IS
+	'issue the successor of a key, which itself expires after the overlap';
 
 CREATE FUNCTION regpilot.revoke_key(key_id uuid, reason text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'regpilot_revoke_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;

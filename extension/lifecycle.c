@@ -2,7 +2,7 @@
  *
  * lifecycle.c
  *		The life of a key: create_project(), create_key(), import_key(),
- *		rotate_key(), disable_key(), enable_key(), revoke_key().
+ *		rotate_key(), review_key(), disable_key(), enable_key(), revoke_key().
  *
  * These run as the caller, whose privileges on the tables decide.
  *
@@ -26,6 +26,7 @@ PG_FUNCTION_INFO_V1(regpilot_create_project);
 PG_FUNCTION_INFO_V1(regpilot_create_key);
 PG_FUNCTION_INFO_V1(regpilot_import_key);
 PG_FUNCTION_INFO_V1(regpilot_rotate_key);
+PG_FUNCTION_INFO_V1(regpilot_review_key);
 PG_FUNCTION_INFO_V1(regpilot_revoke_key);
 PG_FUNCTION_INFO_V1(regpilot_disable_key);
 PG_FUNCTION_INFO_V1(regpilot_enable_key);
@@ -439,6 +440,17 @@ update_key(FunctionCallInfo fcinfo, const char *statement)
 	SPI_connect();
 	if (execute(statement, PG_NARGS(), types, values, nulls) == 0)
 		report_missing_key(values[0]);
+}
+
+/* Acknowledge a flag, or look at a key before there is one. */
+Datum
+regpilot_review_key(PG_FUNCTION_ARGS)
+{
+	update_key(fcinfo,
+			   "UPDATE regpilot.api_key SET reviewed_at = pg_catalog.now(), flagged_at = NULL"
+			   " WHERE id OPERATOR(pg_catalog.=) $1");
+	SPI_finish();
+	PG_RETURN_VOID();
 }
 
 /* Permanent; a second call changes nothing. */

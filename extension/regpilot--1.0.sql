@@ -287,6 +287,11 @@ CREATE FUNCTION regpilot.rotate_key(key_id uuid, overlap interval DEFAULT '7 day
 COMMENT ON FUNCTION regpilot.rotate_key(uuid, interval) IS
 	'issue the successor of a key, which itself expires after the overlap';
 
+CREATE FUNCTION regpilot.review_key(key_id uuid) RETURNS void
+	AS 'MODULE_PATHNAME', 'regpilot_review_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION regpilot.review_key(uuid) IS
+	'acknowledge that a key is stale; its time begins anew';
+
 CREATE FUNCTION regpilot.revoke_key(key_id uuid, reason text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'regpilot_revoke_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 CREATE FUNCTION regpilot.disable_key(key_id uuid) RETURNS void
@@ -350,6 +355,15 @@ CREATE FUNCTION regpilot.shared_memory_status(
 	AS 'MODULE_PATHNAME', 'regpilot_shared_memory_status' LANGUAGE C VOLATILE PARALLEL SAFE;
 COMMENT ON FUNCTION regpilot.shared_memory_status() IS
 	'slots: keys that fit; of those used: hold counts not flushed yet, hold requests in their rate window; since the server start: keys evicted, requests refused for lack of a slot; the last flush';
+
+--
+-- Stale keys
+--
+CREATE FUNCTION regpilot.flag_stale_keys(as_of timestamptz DEFAULT pg_catalog.now()) RETURNS int
+	AS 'MODULE_PATHNAME', 'regpilot_flag_stale_keys' LANGUAGE C VOLATILE PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION regpilot.flag_stale_keys(timestamptz) IS
+	'flag the keys that nobody has used for regpilot.stale_after; returns how many';
 
 CREATE VIEW regpilot.key_overview AS
 SELECT

@@ -7,7 +7,7 @@
  * The parts and who may include whom (left may not include right):
  *
  *	regpilot, compat <- key, ratelimit <- secret, argument, usage, catalog
- *		<- authorize, lifecycle, worker, settings <- regpilot.c
+ *		<- authorize, lifecycle, stale, worker, settings <- regpilot.c
  *
  *-------------------------------------------------------------------------
  */
@@ -21,6 +21,7 @@ extern char *regpilot_database;		 /* the database that the worker serves */
 extern int regpilot_max_keys;		 /* keys that are sure of a slot */
 extern int regpilot_flush_interval;	 /* milliseconds */
 extern int regpilot_rotation_period; /* seconds */
+extern int regpilot_stale_after;	 /* seconds */
 
 /*
  * The environments that usage is counted under.  A request names one freely;

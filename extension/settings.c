@@ -19,6 +19,7 @@ char *regpilot_database = NULL;
 int regpilot_max_keys = 100000;
 int regpilot_flush_interval = 1000;
 int regpilot_rotation_period = 90 * SECONDS_PER_DAY;
+int regpilot_stale_after = 90 * SECONDS_PER_DAY;
 
 void
 settings_init(void)
@@ -41,6 +42,12 @@ settings_init(void)
 							"Age from which key_overview shows that a key is due for rotation.",
 							NULL, &regpilot_rotation_period, 90 * SECONDS_PER_DAY, 1, INT_MAX,
 							PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"regpilot.stale_after", "Time without use after which a key is flagged as stale.",
+		"A key that has never been used counts from its creation, a reviewed one from its review.",
+		&regpilot_stale_after, 90 * SECONDS_PER_DAY, 1, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL,
+		NULL);
 
 	MarkGUCPrefixReserved("regpilot");
 }

@@ -110,7 +110,8 @@ foreach my $query (
 	q{SELECT regpilot.authorize('x')},
 	q{SELECT * FROM regpilot.authorize_many('{1}', '{x}', '{gateway:write}', '{NULL}')},
 	q{SELECT regpilot.record_many('{}', '{}', '{}', '{}', '{}', '{}', '{}')},
-	q{SELECT regpilot.flush_usage()})
+	q{SELECT regpilot.flush_usage()},
+	q{SELECT regpilot.flag_stale_keys()})
 {
 	is(sqlstate('regpilot', $query), '55000', "not preloaded: 55000 from $query");
 }

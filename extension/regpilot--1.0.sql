@@ -159,11 +159,11 @@ CREATE TABLE regpilot.key_usage (
 	prompt_tokens bigint NOT NULL,
 	completion_tokens bigint NOT NULL,
 	last_used_at timestamptz,
-	hour timestamptz NOT NULL,
-	hour_total_requests bigint NOT NULL,
-	hour_failed_requests bigint NOT NULL,
-	hour_prompt_tokens bigint NOT NULL,
-	hour_completion_tokens bigint NOT NULL,
+	hour timestamptz NOT NULL DEFAULT pg_catalog.date_trunc('hour', pg_catalog.now(), 'UTC'),
+	hour_total_requests bigint NOT NULL DEFAULT 0,
+	hour_failed_requests bigint NOT NULL DEFAULT 0,
+	hour_prompt_tokens bigint NOT NULL DEFAULT 0,
+	hour_completion_tokens bigint NOT NULL DEFAULT 0,
 	PRIMARY KEY (key_id, environment)
 ) WITH (fillfactor = 50);
 
@@ -339,6 +339,15 @@ CREATE FUNCTION regpilot.authorize_many(ordinals int[], secrets regpilot.secret[
 	AS 'MODULE_PATHNAME', 'regpilot_authorize_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 --
+-- Stale keys
+--
+CREATE FUNCTION regpilot.flag_stale_keys(as_of timestamptz DEFAULT pg_catalog.now()) RETURNS int
+	AS 'MODULE_PATHNAME', 'regpilot_flag_stale_keys' LANGUAGE C VOLATILE PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION regpilot.flag_stale_keys(timestamptz) IS
+	'flag the keys that nobody has used for regpilot.stale_after; returns how many';
+
+--
 -- Usage
 --
 CREATE FUNCTION regpilot.record_many(key_ids uuid[], environments text[], statuses int[],
@@ -355,15 +364,6 @@ CREATE FUNCTION regpilot.shared_memory_status(
 	AS 'MODULE_PATHNAME', 'regpilot_shared_memory_status' LANGUAGE C VOLATILE PARALLEL SAFE;
 COMMENT ON FUNCTION regpilot.shared_memory_status() IS
 	'slots: keys that fit; of those used: hold counts not flushed yet, hold requests in their rate window; since the server start: keys evicted, requests refused for lack of a slot; the last flush';
-
---
--- Stale keys
---
-CREATE FUNCTION regpilot.flag_stale_keys(as_of timestamptz DEFAULT pg_catalog.now()) RETURNS int
-	AS 'MODULE_PATHNAME', 'regpilot_flag_stale_keys' LANGUAGE C VOLATILE PARALLEL UNSAFE
-	SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION regpilot.flag_stale_keys(timestamptz) IS
-	'flag the keys that nobody has used for regpilot.stale_after; returns how many';
 
 CREATE VIEW regpilot.key_overview AS
 SELECT
@@ -390,8 +390,9 @@ SELECT
 	coalesce(pg_catalog.round(100.0 * u.failed_requests / nullif(u.total_requests, 0), 2), 0) AS error_rate,
 	coalesce(u.active_environments, '{}') AS active_environments,
 	k.flagged_at,
-	k.revoked_at IS NULL AND k.active AND
-		k.created_at + pg_catalog.current_setting('regpilot.rotation_period', true)::interval <= pg_catalog.now()
+	k.revoked_at IS NULL AND k.active AND (k.expires_at IS NULL OR k.expires_at > pg_catalog.now()) AND
+		k.created_at + pg_catalog.current_setting('regpilot.rotation_period', true)::interval <= pg_catalog.now() AND
+		NOT EXISTS (SELECT FROM regpilot.api_key successor WHERE successor.rotated_from = k.id)
 		AS rotation_due,
 	k.rotated_from
 FROM regpilot.api_key k

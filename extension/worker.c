@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * worker.c
- *		The background worker that writes the usage counters to their tables.
+ *		The background worker that writes the usage counters to their tables
+ *		and, every hour, flags stale keys.
  *
  * A flush is one transaction: it adds what was counted since the last one.
  * Only when that has been committed are the counters lessened by as much.  An
@@ -31,10 +32,13 @@
 #include "catalog.h"
 #include "flush.h"
 #include "saved.h"
+#include "stale.h"
 #include "usage.h"
 #include "worker.h"
 
 #define RESTART_SECONDS 1
+#define UPKEEP_INTERVAL_MS (60 * 60 * 1000)
+#define UPKEEP_RETRY_MS (60 * 1000) /* after an error */
 #define STOP_POLL_MS 10
 #define STOP_WAIT_MS 1000 /* that other sessions get to end at a stop */
 
@@ -59,6 +63,50 @@ PGDLLEXPORT void regpilot_worker_main(Datum main_arg);
 PG_FUNCTION_INFO_V1(regpilot_flush_usage);
 PG_FUNCTION_INFO_V1(regpilot_shared_memory_status);
 
+static void
+begin(const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+static void
+commit(void)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/* After the transaction, and what belongs to it, has ended either way. */
+static void
+rest(MemoryContext context)
+{
+	MemoryContextSwitchTo(context);
+	pgstat_report_stat(false);
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+/* Take the flag of staleness off the keys that have been used. */
+static void
+clear_flags(const UsageDelta *deltas, int count)
+{
+	pg_uuid_t *used = NULL;
+	int used_count = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		if (!deltas[i].flagged)
+			continue;
+		if (used == NULL)
+			used = palloc(count * sizeof(pg_uuid_t));
+		used[used_count++] = deltas[i].key_id;
+	}
+	if (used_count > 0)
+		stale_clear_flags(used, used_count);
+}
+
 /*
  * Write to the tables what has been counted until now.  Memory is the current
  * context's, which the caller resets.
@@ -74,25 +122,53 @@ flush(void)
 
 	if (count > 0)
 	{
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		pgstat_report_activity(STATE_RUNNING, "flushing usage");
+		begin("flushing usage");
 
 		/* without the extension there are no keys left to count for */
 		if (catalog_exists())
+		{
 			rows = flush_deltas(deltas, count);
+			clear_flags(deltas, count);
+		}
 
-		PopActiveSnapshot();
 		usage_begin_commit();
-		CommitTransactionCommand();
+		commit();
 		usage_settle(deltas, count);
-
-		MemoryContextSwitchTo(context);
-		pgstat_report_stat(false);
-		pgstat_report_activity(STATE_IDLE, NULL);
+		rest(context);
 	}
 	usage_finish_flush(request, rows);
+}
+
+/*
+ * What there is to do every hour, judged as of a time before the last flush.
+ * Returns after how many milliseconds to come again.  An error is logged, and
+ * nothing else has to wait for its cause to go away.
+ */
+static int
+upkeep(TimestampTz as_of)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile int next = UPKEEP_INTERVAL_MS;
+
+	PG_TRY();
+	{
+		begin("flagging stale keys");
+		if (catalog_exists() && stale_flag_keys(as_of) == STALE_BATCH)
+			next = 0;
+		commit();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		AbortCurrentTransaction();
+		FlushErrorState();
+		next = UPKEEP_RETRY_MS;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	rest(context);
+	return next;
 }
 
 /*
@@ -118,6 +194,7 @@ void
 regpilot_worker_main(Datum main_arg)
 {
 	MemoryContext context;
+	int64 next_upkeep = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -136,6 +213,8 @@ regpilot_worker_main(Datum main_arg)
 
 	while (!ShutdownRequestPending)
 	{
+		TimestampTz as_of;
+
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 regpilot_flush_interval, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -146,7 +225,10 @@ regpilot_worker_main(Datum main_arg)
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
 		}
+		as_of = GetCurrentTimestamp();
 		flush();
+		if (usage_clock() >= next_upkeep)
+			next_upkeep = usage_clock() + upkeep(as_of) * INT64CONST(1000);
 		MemoryContextReset(context);
 	}
 

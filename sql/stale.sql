@@ -121,6 +121,17 @@ SET ROLE regpilot_admin;
 SET regpilot.stale_after = '1d';
 RESET ROLE;
 
+-- use takes the flag off with the next flush, refusal does not
+DELETE FROM regpilot.project;
+SELECT regpilot.create_project('stale test', 'enterprise') AS project \gset
+SELECT key FROM regpilot.create_key(:'project', 'used') \gset
+SELECT key AS idle FROM regpilot.create_key(:'project', 'refused') \gset
+SELECT regpilot.flag_stale_keys(now() + interval '91 days');
+SELECT verdict FROM regpilot.authorize(:'key');
+SELECT verdict FROM regpilot.authorize(:'idle', 'no such permission');
+SELECT regpilot.flush_usage() >= 0;
+SELECT name, flagged_at IS NOT NULL AS flagged FROM regpilot.key_overview ORDER BY name;
+
 DELETE FROM regpilot.project;
 DROP VIEW flags;
 DROP FUNCTION aged_key;

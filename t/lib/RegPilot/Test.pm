@@ -100,7 +100,8 @@ sub text_of
 
 # new(conf => postgresql.conf lines, env => settings of the responder,
 #     keepalive => connections that nginx keeps to the responder,
-#     responder => 0 for a database alone); env may be code that is given the site
+#     responder => 0 for a database alone, streaming => 1 or 'logical': its changes
+#     can be followed); env may be code that is given the site
 sub new
 {
 	my ($class, %option) = @_;
@@ -117,7 +118,7 @@ sub new
 	$self->{env} = ref $option{env} eq 'CODE' ? $option{env}->($self) : $option{env} // {};
 
 	my $node = $self->{node} = PostgreSQL::Test::Cluster->new('db' . @sites);
-	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
+	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ], allows_streaming => $option{streaming});
 	$node->append_conf('postgresql.conf', <<~CONF . ($option{conf} // ''));
 		shared_preload_libraries = 'regpilot'
 		regpilot.database = 'regpilot'

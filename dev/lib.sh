@@ -4,8 +4,9 @@ set -eu
 cd "$(dirname "$0")/.."
 root=$(pwd -P)
 
+# The PostgreSQL that all is built for; a script may choose another one for those it calls.
 pgmajor=15
-bindir=/usr/lib/postgresql/$pgmajor/bin
+bindir=${REGPILOT_BINDIR:-/usr/lib/postgresql/$pgmajor/bin}
 pg_config=$bindir/pg_config
 
 # Nothing that the caller's environment says about other servers or an outer

@@ -4,6 +4,7 @@
 #   make, make install, make installcheck    the usual PGXS habits; need pg_config
 #   make run, make stop, make clean          a private RegPilot under var/
 #   make test, make lint, make bench         install what they need themselves
+#   make valgrind                            some tests again under memcheck
 
 EXTENSION = regpilot
 MODULE_big = regpilot
@@ -31,7 +32,7 @@ PG_CONFIG ?= pg_config
 
 # The scripts must work before there is a pg_config, so PGXS comes in only for
 # other goals.
-scripts = run stop test lint bench
+scripts = run stop test lint bench valgrind
 goals = $(filter-out $(scripts), $(or $(MAKECMDGOALS), all))
 ifneq (,$(goals))
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -58,7 +59,7 @@ clean-private:
 	$(MAKE) -C fcgi clean
 	rm -rf var
 
-run stop test lint:
+run stop test lint valgrind:
 	@dev/$@
 
 bench:

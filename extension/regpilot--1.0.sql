@@ -127,6 +127,8 @@ CREATE TABLE regpilot.api_key (
 	created_by text NOT NULL DEFAULT session_user,
 	reviewed_at timestamptz
 );
+-- ANALYZE would copy digests to pg_statistic.
+ALTER TABLE regpilot.api_key ALTER COLUMN digest SET STATISTICS 0;
 CREATE INDEX api_key_project_id_idx ON regpilot.api_key (project_id);
 CREATE INDEX api_key_rotated_from_idx ON regpilot.api_key (rotated_from) WHERE rotated_from IS NOT NULL;
 COMMENT ON COLUMN regpilot.api_key.requests_per_minute IS 'NULL: the limit of the project''s plan';

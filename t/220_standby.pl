@@ -113,7 +113,7 @@ like(error($standby, 'SELECT regpilot.flush_usage()'),
 my %write = (
 	create_project => q{'p'},
 	create_key => "'$site->{projects}{enterprise}', 'k'",
-	import_key => "'$site->{projects}{enterprise}', 'k', sha256('k')",
+	import_key => "'$site->{projects}{enterprise}', 'k', sha256('issued elsewhere')",
 	rotate_key => "'$id{unlimited}'",
 	revoke_key => "'$id{unlimited}'",
 	disable_key => "'$id{unlimited}'",

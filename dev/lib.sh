@@ -4,10 +4,16 @@ set -eu
 cd "$(dirname "$0")/.."
 root=$(pwd -P)
 
-# The PostgreSQL that all is built for; a script may choose another one for those it calls.
-pgmajor=15
-bindir=${REGPILOT_BINDIR:-/usr/lib/postgresql/$pgmajor/bin}
-pg_config=$bindir/pg_config
+# use_postgres MAJOR [BINDIR]: the PostgreSQL that all is built for and run in from
+# here on, in the scripts that are called too.
+use_postgres()
+{
+	pgmajor=$1
+	bindir=${2:-/usr/lib/postgresql/$1/bin}
+	pg_config=$bindir/pg_config
+	export REGPILOT_PGMAJOR="$pgmajor" REGPILOT_BINDIR="$bindir"
+}
+use_postgres "${REGPILOT_PGMAJOR:-15}" "${REGPILOT_BINDIR:-}"
 
 # Nothing that the caller's environment says about other servers or an outer
 # make may reach ours.

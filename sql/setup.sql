@@ -19,7 +19,9 @@ ORDER BY rolname;
 SELECT name, boot_val, unit, context FROM pg_settings WHERE name LIKE 'regpilot.%' ORDER BY name;
 SET regpilot.no_such_setting = 1;	-- the prefix is ours
 
--- a schema that others own or may create in could have functions of theirs in it
+-- a schema that others own or may create in could have functions of theirs in it;
+-- the context quotes the script from version 18 on
+\set SHOW_CONTEXT never
 DROP EXTENSION regpilot;
 CREATE ROLE regress_regpilot_owner;
 ALTER SCHEMA regpilot OWNER TO regress_regpilot_owner;

@@ -101,7 +101,8 @@ sub text_of
 # new(conf => postgresql.conf lines, env => settings of the responder,
 #     keepalive => connections that nginx keeps to the responder,
 #     responder => 0 for a database alone, streaming => 1 or 'logical': its changes
-#     can be followed); env may be code that is given the site
+#     can be followed, install_path => where PostgreSQL is, if not in PATH,
+#     initdb => [ further arguments ]); env may be code that is given the site
 sub new
 {
 	my ($class, %option) = @_;
@@ -117,14 +118,7 @@ sub new
 	$self->{nginx_log} = "${log}_nginx.log";
 	$self->{env} = ref $option{env} eq 'CODE' ? $option{env}->($self) : $option{env} // {};
 
-	my $node = $self->{node} = PostgreSQL::Test::Cluster->new('db' . @sites);
-	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ], allows_streaming => $option{streaming});
-	$node->append_conf('postgresql.conf', <<~CONF . ($option{conf} // ''));
-		shared_preload_libraries = 'regpilot'
-		regpilot.database = 'regpilot'
-		restart_after_crash = on
-		max_connections = 50
-		CONF
+	my $node = $self->{node} = make_node('db' . @sites, %option);
 	$node->start;
 	$node->safe_psql('postgres', 'CREATE DATABASE regpilot');
 	$node->safe_psql('regpilot', 'CREATE EXTENSION regpilot');
@@ -138,6 +132,24 @@ sub new
 		$self->wait_for_verdicts;
 	}
 	return $self;
+}
+
+# A cluster that has been set up for RegPilot and not been started; options as for new().
+sub make_node
+{
+	my ($name, %option) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name, install_path => $option{install_path});
+
+	$node->init(
+		extra => [ '--encoding=UTF8', '--no-locale', @{ $option{initdb} // [] } ],
+		allows_streaming => $option{streaming});
+	$node->append_conf('postgresql.conf', <<~CONF . ($option{conf} // ''));
+		shared_preload_libraries = 'regpilot'
+		regpilot.database = 'regpilot'
+		restart_after_crash = on
+		max_connections = 50
+		CONF
+	return $node;
 }
 
 sub node { return $_[0]{node} }

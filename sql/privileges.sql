@@ -1,31 +1,8 @@
 --
--- Who may do what.
+-- What the roles are for. Every privilege of each of them is in t/170_roles.pl.
 --
 SELECT regpilot.create_project('privileges test') AS project \gset
 SELECT key_id, key FROM regpilot.create_key(:'project', 'k') \gset
-CREATE ROLE regress_regpilot_nobody;
-
--- nothing is PUBLIC
-SELECT p.oid::regprocedure FROM pg_proc p
-WHERE pronamespace = 'regpilot'::regnamespace AND has_function_privilege('regress_regpilot_nobody', p.oid, 'EXECUTE');
-SELECT has_schema_privilege('regress_regpilot_nobody', 'regpilot', 'USAGE');
-
--- functions by role
-SELECT p.proname,
-	has_function_privilege('regpilot_admin', p.oid, 'EXECUTE') AS admin,
-	has_function_privilege('regpilot_responder', p.oid, 'EXECUTE') AS responder,
-	has_function_privilege('regpilot_reader', p.oid, 'EXECUTE') AS reader
-FROM pg_proc p WHERE pronamespace = 'regpilot'::regnamespace ORDER BY p.proname;
-
--- tables and the view by role
-SELECT c.relname, r.role, string_agg(p.privilege, ' ' ORDER BY p.privilege) AS privileges
-FROM pg_class c,
-	unnest('{regpilot_admin,regpilot_responder,regpilot_reader}'::text[]) AS r(role),
-	unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS p(privilege)
-WHERE c.relnamespace = 'regpilot'::regnamespace AND c.relkind IN ('r', 'v')
-	AND has_table_privilege(r.role, c.oid, p.privilege)
-GROUP BY c.relname, r.role ORDER BY c.relname, r.role;
-
 -- the responder checks keys and reads routes, and that is all
 SET ROLE regpilot_responder;
 SELECT verdict FROM regpilot.authorize(:'key');
@@ -73,5 +50,4 @@ INSERT INTO regpilot.route (quality, alias, upstream, model) VALUES ('cheap', 'b
 INSERT INTO regpilot.route (quality, upstream) VALUES ('cheap', 'builtin');
 INSERT INTO regpilot.plan VALUES ('zero', 0);
 
-DROP ROLE regress_regpilot_nobody;
 DELETE FROM regpilot.project;

@@ -10,10 +10,10 @@
 EXTENSION = regpilot
 MODULE_big = regpilot
 OBJS = $(addprefix extension/, argument.o authorize.o catalog.o flush.o key.o \
-	lifecycle.o ratelimit.o regpilot.o saved.o secret.o settings.o stale.o \
-	usage.o worker.o)
+	lifecycle.o ratelimit.o regpilot.o restore.o saved.o secret.o settings.o \
+	stale.o usage.o worker.o)
 DATA = extension/regpilot--1.0.sql
-REGRESS = setup key import rotate secret authorize ratelimit usage stale \
+REGRESS = setup key secret authorize ratelimit usage import rotate stale \
 	privileges
 
 # pg_regress cannot drop a database that the worker is connected to.

@@ -75,6 +75,13 @@ COMMENT ON FUNCTION regpilot.secret_digest(regpilot.secret) IS
 CREATE CAST (regpilot.secret AS bytea) WITH FUNCTION regpilot.secret_digest(regpilot.secret);
 
 --
+-- Whether a dump is being read in. Rows then come back as they were: none is seeded
+-- here, and none audited; see restore.c.
+--
+CREATE FUNCTION regpilot.restoring() RETURNS bool
+	AS 'MODULE_PATHNAME', 'regpilot_restoring' LANGUAGE C STABLE PARALLEL SAFE;
+
+--
 -- Tables
 --
 -- Plan names are COLLATE "C": catalog.c looks them up in that order, and no
@@ -85,8 +92,10 @@ CREATE TABLE regpilot.plan (
 );
 COMMENT ON COLUMN regpilot.plan.requests_per_minute IS 'NULL: unlimited';
 
-INSERT INTO regpilot.plan VALUES
-	('free', 10), ('startup', 100), ('growth', 500), ('enterprise', NULL);
+INSERT INTO regpilot.plan
+SELECT * FROM (VALUES
+	('free', 10), ('startup', 100), ('growth', 500), ('enterprise', NULL)) seed
+WHERE NOT regpilot.restoring();
 
 CREATE TABLE regpilot.project (
 	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
@@ -217,12 +226,14 @@ COMMENT ON COLUMN regpilot.route.alias IS 'requests for this model name go this 
 COMMENT ON COLUMN regpilot.route.model IS 'the model asked of the upstream; NULL: the name that the request gave';
 COMMENT ON COLUMN regpilot.route.priority IS 'lowest first';
 
-INSERT INTO regpilot.upstream VALUES ('builtin', 'builtin:echo', NULL);
-INSERT INTO regpilot.route (quality, alias, upstream, model, priority) VALUES
+INSERT INTO regpilot.upstream SELECT 'builtin', 'builtin:echo' WHERE NOT regpilot.restoring();
+INSERT INTO regpilot.route (quality, alias, upstream, model, priority)
+SELECT * FROM (VALUES
 	('cheap', NULL, 'builtin', 'echo', 1000),
 	('balanced', NULL, 'builtin', 'echo', 1000),
 	('frontier', NULL, 'builtin', 'echo', 1000),
-	(NULL, '*', 'builtin', 'echo', 1000);
+	(NULL, '*', 'builtin', 'echo', 1000)) seed
+WHERE NOT regpilot.restoring();
 
 -- Tell responders, which LISTEN, that the routing tables have changed.
 CREATE FUNCTION regpilot.notify_routes() RETURNS trigger
@@ -248,17 +259,6 @@ ALTER TABLE regpilot.plan ENABLE ALWAYS TRIGGER invalidate_limits;
 CREATE TRIGGER invalidate_limits AFTER UPDATE OR DELETE ON regpilot.project
 	FOR EACH ROW EXECUTE FUNCTION regpilot.invalidate_limits();
 ALTER TABLE regpilot.project ENABLE ALWAYS TRIGGER invalidate_limits;
-
--- What CREATE EXTENSION does not make again belongs to a dump.
-SELECT pg_catalog.pg_extension_config_dump('regpilot.plan',
-	$$WHERE name NOT IN ('free', 'startup', 'growth', 'enterprise')$$);
-SELECT pg_catalog.pg_extension_config_dump('regpilot.project', '');
-SELECT pg_catalog.pg_extension_config_dump('regpilot.api_key', '');
-SELECT pg_catalog.pg_extension_config_dump('regpilot.key_usage', '');
-SELECT pg_catalog.pg_extension_config_dump('regpilot.usage_history', '');
-SELECT pg_catalog.pg_extension_config_dump('regpilot.upstream', $$WHERE name <> 'builtin'$$);
-SELECT pg_catalog.pg_extension_config_dump('regpilot.route', 'WHERE id > 4');
-SELECT pg_catalog.pg_extension_config_dump('regpilot.route_id_seq', '');
 
 --
 -- Life of a key
@@ -410,6 +410,40 @@ FROM regpilot.api_key k
 		FROM regpilot.key_usage
 		WHERE key_id = k.id
 	) u ON true;
+
+--
+-- Dump and restore. Rows belong to a dump, also those that were seeded: they may
+-- have been changed or deleted since.
+--
+SELECT pg_catalog.pg_extension_config_dump('regpilot.plan', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.project', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.api_key', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.key_usage', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.usage_history', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.upstream', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.route', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.route_id_seq', '');
+
+-- Take the rows back in any order; see restore.c.
+CREATE FUNCTION regpilot.trust_dump() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'regpilot_trust_dump' LANGUAGE C;
+DO $$
+DECLARE
+	referencing regclass;
+BEGIN
+	FOR referencing IN
+		SELECT DISTINCT conrelid FROM pg_catalog.pg_constraint
+		WHERE contype = 'f' AND connamespace = 'regpilot'::regnamespace
+	LOOP
+		EXECUTE pg_catalog.format('CREATE TRIGGER trust_dump BEFORE INSERT ON %s'
+			' FOR EACH STATEMENT EXECUTE FUNCTION regpilot.trust_dump()', referencing);
+		EXECUTE pg_catalog.format('CREATE TRIGGER trust_dump_no_more AFTER INSERT ON %s'
+			' FOR EACH STATEMENT EXECUTE FUNCTION regpilot.trust_dump()', referencing);
+		EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER trust_dump,'
+			' ENABLE ALWAYS TRIGGER trust_dump_no_more', referencing);
+	END LOOP;
+END
+$$;
 
 --
 -- Privileges. The hot functions read by direct index scan, which asks for no

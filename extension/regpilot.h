@@ -6,8 +6,9 @@
  *
  * The parts and who may include whom (left may not include right):
  *
- *	regpilot, compat <- key, ratelimit <- secret, argument, usage, catalog
- *		<- authorize, lifecycle, stale, worker, settings <- regpilot.c
+ *	regpilot, compat <- key, ratelimit, restore <- secret, argument, usage, catalog
+ *		<- audit, authorize, flush, lifecycle, member, notify, saved, stale,
+ *		worker, settings <- regpilot.c
  *
  *-------------------------------------------------------------------------
  */

@@ -41,6 +41,7 @@ my $expectation = <<~'END';
 	function authorize_many      X      X          -       -
 	function record_many         X      X          -       -
 	function flush_usage         X      -          -       -
+	function restoring           X      -          -       -
 	function secret_in           X      -          -       -
 	function secret_out          X      -          -       -
 	function secret_recv         X      -          -       -
@@ -50,6 +51,7 @@ my $expectation = <<~'END';
 	function invalidate_limits   X      -          -       -
 	function notify_routes       X      -          -       -
 	function refuse_to_unrevoke  X      -          -       -
+	function trust_dump          X      -          -       -
 	END
 
 my ($head, @lines) = grep { /\S/ } split /\n/, $expectation;

@@ -10,8 +10,8 @@
 EXTENSION = regpilot
 MODULE_big = regpilot
 OBJS = $(addprefix extension/, argument.o authorize.o catalog.o flush.o key.o \
-	lifecycle.o ratelimit.o regpilot.o restore.o saved.o secret.o settings.o \
-	stale.o usage.o worker.o)
+	lifecycle.o notify.o ratelimit.o regpilot.o restore.o saved.o secret.o \
+	settings.o stale.o usage.o worker.o)
 DATA = extension/regpilot--1.0.sql
 REGRESS = setup key secret authorize ratelimit usage import rotate stale \
 	privileges

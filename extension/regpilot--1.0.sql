@@ -261,6 +261,26 @@ CREATE TRIGGER invalidate_limits AFTER UPDATE OR DELETE ON regpilot.project
 ALTER TABLE regpilot.project ENABLE ALWAYS TRIGGER invalidate_limits;
 
 --
+-- Notifications: NOTIFY regpilot with a JSON object for each key that is created,
+-- rotated, revoked or flagged, by whatever statement; see notify.c. None while a
+-- dump is read in: the trigger trust_dump, below, then turns such triggers off.
+--
+CREATE FUNCTION regpilot.notify_key() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'regpilot_notify_key' LANGUAGE C;
+CREATE TRIGGER notify_create AFTER INSERT ON regpilot.api_key
+	FOR EACH ROW WHEN (NEW.rotated_from IS NULL)
+	EXECUTE FUNCTION regpilot.notify_key('create');
+CREATE TRIGGER notify_rotate AFTER INSERT ON regpilot.api_key
+	FOR EACH ROW WHEN (NEW.rotated_from IS NOT NULL)
+	EXECUTE FUNCTION regpilot.notify_key('rotate');
+CREATE TRIGGER notify_revoke AFTER UPDATE ON regpilot.api_key
+	FOR EACH ROW WHEN (OLD.revoked_at IS NULL AND NEW.revoked_at IS NOT NULL)
+	EXECUTE FUNCTION regpilot.notify_key('revoke');
+CREATE TRIGGER notify_flag AFTER UPDATE ON regpilot.api_key
+	FOR EACH ROW WHEN (OLD.flagged_at IS NULL AND NEW.flagged_at IS NOT NULL)
+	EXECUTE FUNCTION regpilot.notify_key('flag');
+
+--
 -- Life of a key
 --
 CREATE FUNCTION regpilot.create_project(name text, plan text DEFAULT 'free') RETURNS uuid
@@ -474,3 +494,18 @@ GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.api_ke
 GRANT SELECT (id, project_id, name, environment, hint, permissions, requests_per_minute, active,
 	revoked_at, revoke_reason, expires_at, rotated_from, created_at, created_by, flagged_at,
 	reviewed_at) ON regpilot.api_key TO regpilot_admin;
+
+-- Triggers need no EXECUTE. Who has it can make triggers of these functions on
+-- tables of his own, and so tell the listeners what he likes.
+DO $$
+DECLARE
+	trigger_function regprocedure;
+BEGIN
+	FOR trigger_function IN
+		SELECT oid FROM pg_catalog.pg_proc
+		WHERE pronamespace = 'regpilot'::regnamespace AND prorettype = 'trigger'::regtype
+	LOOP
+		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM regpilot_admin', trigger_function);
+	END LOOP;
+END
+$$;

@@ -48,10 +48,11 @@ my $expectation = <<~'END';
 	function secret_send         X      -          -       -
 	function secret_digest       X      -          -       -
 
-	function invalidate_limits   X      -          -       -
-	function notify_routes       X      -          -       -
-	function refuse_to_unrevoke  X      -          -       -
-	function trust_dump          X      -          -       -
+	function invalidate_limits   -      -          -       -
+	function notify_key          -      -          -       -
+	function notify_routes       -      -          -       -
+	function refuse_to_unrevoke  -      -          -       -
+	function trust_dump          -      -          -       -
 	END
 
 my ($head, @lines) = grep { /\S/ } split /\n/, $expectation;

@@ -9,9 +9,9 @@
 
 EXTENSION = regpilot
 MODULE_big = regpilot
-OBJS = $(addprefix extension/, argument.o authorize.o catalog.o flush.o key.o \
-	lifecycle.o notify.o ratelimit.o regpilot.o restore.o saved.o secret.o \
-	settings.o stale.o usage.o worker.o)
+OBJS = $(addprefix extension/, argument.o audit.o authorize.o catalog.o \
+	flush.o key.o lifecycle.o notify.o ratelimit.o regpilot.o restore.o saved.o \
+	secret.o settings.o stale.o usage.o worker.o)
 DATA = extension/regpilot--1.0.sql
 REGRESS = setup key secret authorize ratelimit usage import rotate stale \
 	privileges

@@ -281,6 +281,79 @@ CREATE TRIGGER notify_flag AFTER UPDATE ON regpilot.api_key
 	EXECUTE FUNCTION regpilot.notify_key('flag');
 
 --
+-- Audit: who changed what. Rows have no foreign keys, for they outlive what they
+-- tell of. Lists of what befell a project or a key, newest first, are read through
+-- the two indexes.
+--
+CREATE TABLE regpilot.audit_log (
+	id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+	at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	session_role text NOT NULL,
+	role text NOT NULL,
+	action text NOT NULL,
+	table_name text NOT NULL,
+	project_id uuid,
+	key_id uuid,
+	object text,
+	old jsonb,
+	new jsonb
+);
+CREATE INDEX audit_log_project_id_idx ON regpilot.audit_log (project_id, id);
+CREATE INDEX audit_log_key_id_idx ON regpilot.audit_log (key_id, id);
+COMMENT ON COLUMN regpilot.audit_log.session_role IS 'the role that the session logged in as';
+COMMENT ON COLUMN regpilot.audit_log.role IS
+	'the role that made the change, or had the owner of the table make it';
+COMMENT ON COLUMN regpilot.audit_log.project_id IS 'the project that the row belongs to or is; NULL if none';
+COMMENT ON COLUMN regpilot.audit_log.key_id IS 'the API key that the row is; NULL if none';
+COMMENT ON COLUMN regpilot.audit_log.object IS 'the primary key of the row';
+COMMENT ON COLUMN regpilot.audit_log.action IS 'insert, update, delete or truncate';
+COMMENT ON COLUMN regpilot.audit_log.old IS
+	'of an update the columns that changed, of a deletion those that were not null; "<redacted>" for a digest';
+COMMENT ON COLUMN regpilot.audit_log.new IS
+	'of an update the columns that changed, of an insertion those that are not null; "<redacted>" for a digest';
+
+-- Append-only, also to its owner.
+CREATE FUNCTION regpilot.refuse_to_rewrite() RETURNS trigger
+	LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+	AS $$
+BEGIN
+	RAISE EXCEPTION 'the audit log is append-only'
+		USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = 'Its rows can be neither changed nor removed.',
+			HINT = 'To archive old rows, copy them, and remove them with the trigger refuse_to_rewrite disabled.';
+END
+$$;
+CREATE TRIGGER refuse_to_rewrite BEFORE UPDATE OR DELETE OR TRUNCATE ON regpilot.audit_log
+	FOR EACH STATEMENT EXECUTE FUNCTION regpilot.refuse_to_rewrite();
+ALTER TABLE regpilot.audit_log ENABLE ALWAYS TRIGGER refuse_to_rewrite;
+
+-- The arguments of the trigger are the columns that have the row's key, its
+-- project and its API key. ALWAYS: session_replication_role does not evade it.
+CREATE FUNCTION regpilot.audit() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'regpilot_audit' LANGUAGE C;
+DO $$
+DECLARE
+	audited record;
+BEGIN
+	FOR audited IN
+		VALUES
+			('plan', 'name'),
+			('project', 'id, id'),
+			('api_key', 'id, project_id, id'),
+			('upstream', 'name'),
+			('route', 'id')
+	LOOP
+		EXECUTE pg_catalog.format('CREATE TRIGGER audit AFTER INSERT OR UPDATE OR DELETE ON regpilot.%I'
+			' FOR EACH ROW EXECUTE FUNCTION regpilot.audit(%s)', audited.column1, audited.column2);
+		EXECUTE pg_catalog.format('CREATE TRIGGER audit_truncate AFTER TRUNCATE ON regpilot.%I'
+			' FOR EACH STATEMENT EXECUTE FUNCTION regpilot.audit()', audited.column1);
+		EXECUTE pg_catalog.format('ALTER TABLE regpilot.%I ENABLE ALWAYS TRIGGER audit,'
+			' ENABLE ALWAYS TRIGGER audit_truncate', audited.column1);
+	END LOOP;
+END
+$$;
+
+--
 -- Life of a key
 --
 CREATE FUNCTION regpilot.create_project(name text, plan text DEFAULT 'free') RETURNS uuid
@@ -443,6 +516,8 @@ SELECT pg_catalog.pg_extension_config_dump('regpilot.usage_history', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.upstream', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.route', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.route_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.audit_log', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.audit_log_id_seq', '');
 
 -- Take the rows back in any order; see restore.c.
 CREATE FUNCTION regpilot.trust_dump() RETURNS trigger
@@ -486,6 +561,7 @@ GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.key_usage, regpilot.us
 	TO regpilot_reader, regpilot_admin;
 GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text), regpilot.shared_memory_status()
 	TO regpilot_reader;
+GRANT SELECT ON regpilot.audit_log TO regpilot_admin;
 
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA regpilot TO regpilot_admin;
 GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.api_key,
@@ -496,7 +572,7 @@ GRANT SELECT (id, project_id, name, environment, hint, permissions, requests_per
 	reviewed_at) ON regpilot.api_key TO regpilot_admin;
 
 -- Triggers need no EXECUTE. Who has it can make triggers of these functions on
--- tables of his own, and so tell the listeners what he likes.
+-- tables of his own, and so feed the audit log and the listeners what he likes.
 DO $$
 DECLARE
 	trigger_function regprocedure;

@@ -24,8 +24,10 @@ my $expectation = <<~'END';
 	table key_usage              S      -          S       -
 	table upstream               SIUD   S          S       -
 	table route                  SIUD   S          S       -
+	table audit_log              S      -          -       -
 	view key_overview            S      -          S       -
 	sequence route_id_seq        -      -          -       -
+	sequence audit_log_id_seq    -      -          -       -
 
 	type secret                  -      -          -       -
 	type verdict                 U      U          U       -
@@ -48,9 +50,11 @@ my $expectation = <<~'END';
 	function secret_send         X      -          -       -
 	function secret_digest       X      -          -       -
 
+	function audit               -      -          -       -
 	function invalidate_limits   -      -          -       -
 	function notify_key          -      -          -       -
 	function notify_routes       -      -          -       -
+	function refuse_to_rewrite   -      -          -       -
 	function refuse_to_unrevoke  -      -          -       -
 	function trust_dump          -      -          -       -
 	END

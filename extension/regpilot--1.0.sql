@@ -192,7 +192,7 @@ CREATE TABLE regpilot.usage_history (
 	FOREIGN KEY (key_id, environment) REFERENCES regpilot.key_usage ON DELETE CASCADE
 );
 
-CREATE VIEW regpilot.usage_hourly AS
+CREATE VIEW regpilot.usage_hourly WITH (security_invoker = true) AS
 SELECT key_id, environment, hour, total_requests, failed_requests, prompt_tokens, completion_tokens
 FROM regpilot.usage_history
 UNION ALL
@@ -281,6 +281,23 @@ CREATE TRIGGER notify_flag AFTER UPDATE ON regpilot.api_key
 	EXECUTE FUNCTION regpilot.notify_key('flag');
 
 --
+-- Project isolation, its data: who belongs to which project. What follows from it
+-- is at the end, under "Privileges".
+--
+CREATE TABLE regpilot.project_member (
+	project_id uuid NOT NULL REFERENCES regpilot.project (id) ON DELETE CASCADE,
+	role name NOT NULL,			-- need not exist: roles belong to the cluster, not to the database
+	PRIMARY KEY (project_id, role)
+);
+COMMENT ON COLUMN regpilot.project_member.role IS
+	'it, and whoever has its privileges, may see the project';
+
+CREATE FUNCTION regpilot.my_projects() RETURNS uuid[]
+	AS 'MODULE_PATHNAME', 'regpilot_my_projects' LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION regpilot.my_projects() IS
+	'the projects of which the current role, or one whose privileges it has, is a member';
+
+--
 -- Audit: who changed what. Rows have no foreign keys, for they outlive what they
 -- tell of. Lists of what befell a project or a key, newest first, are read through
 -- the two indexes.
@@ -305,7 +322,7 @@ COMMENT ON COLUMN regpilot.audit_log.role IS
 	'the role that made the change, or had the owner of the table make it';
 COMMENT ON COLUMN regpilot.audit_log.project_id IS 'the project that the row belongs to or is; NULL if none';
 COMMENT ON COLUMN regpilot.audit_log.key_id IS 'the API key that the row is; NULL if none';
-COMMENT ON COLUMN regpilot.audit_log.object IS 'the primary key of the row';
+COMMENT ON COLUMN regpilot.audit_log.object IS 'the primary key of the row, of a member the role';
 COMMENT ON COLUMN regpilot.audit_log.action IS 'insert, update, delete or truncate';
 COMMENT ON COLUMN regpilot.audit_log.old IS
 	'of an update the columns that changed, of a deletion those that were not null; "<redacted>" for a digest';
@@ -341,7 +358,8 @@ BEGIN
 			('project', 'id, id'),
 			('api_key', 'id, project_id, id'),
 			('upstream', 'name'),
-			('route', 'id')
+			('route', 'id'),
+			('project_member', 'role, project_id')
 	LOOP
 		EXECUTE pg_catalog.format('CREATE TRIGGER audit AFTER INSERT OR UPDATE OR DELETE ON regpilot.%I'
 			' FOR EACH ROW EXECUTE FUNCTION regpilot.audit(%s)', audited.column1, audited.column2);
@@ -460,7 +478,7 @@ CREATE FUNCTION regpilot.shared_memory_status(
 COMMENT ON FUNCTION regpilot.shared_memory_status() IS
 	'slots: keys that fit; of those used: hold counts not flushed yet, hold requests in their rate window; since the server start: keys evicted, requests refused for lack of a slot; the last flush';
 
-CREATE VIEW regpilot.key_overview AS
+CREATE VIEW regpilot.key_overview WITH (security_invoker = true) AS
 SELECT
 	k.id AS key_id,
 	k.project_id,
@@ -504,12 +522,51 @@ FROM regpilot.api_key k
 		WHERE key_id = k.id
 	) u ON true;
 
+CREATE VIEW regpilot.project_overview WITH (security_invoker = true) AS
+SELECT
+	p.id AS project_id,
+	p.name,
+	p.plan,
+	pl.requests_per_minute,
+	coalesce(k.active_keys, 0) AS active_keys,
+	coalesce(k.total_keys, 0) AS total_keys,
+	coalesce(k.total_requests, 0) AS total_requests,
+	coalesce(k.failed_requests, 0) AS failed_requests,
+	coalesce(pg_catalog.round(100.0 * k.failed_requests / nullif(k.total_requests, 0), 2), 0) AS error_rate,
+	coalesce(t.prompt_tokens, 0) AS prompt_tokens,
+	coalesce(t.completion_tokens, 0) AS completion_tokens,
+	k.last_used_at,
+	ARRAY(SELECT role FROM regpilot.project_member WHERE project_id = p.id ORDER BY role) AS members
+FROM regpilot.project p
+	JOIN regpilot.plan pl ON pl.name = p.plan
+	LEFT JOIN (
+		SELECT
+			project_id,
+			pg_catalog.count(*) FILTER (WHERE status = 'active') AS active_keys,
+			pg_catalog.count(*) AS total_keys,
+			pg_catalog.sum(total_requests)::bigint AS total_requests,
+			pg_catalog.sum(failed_requests)::bigint AS failed_requests,
+			pg_catalog.max(last_used_at) AS last_used_at
+		FROM regpilot.key_overview
+		GROUP BY project_id
+	) k ON k.project_id = p.id
+	LEFT JOIN (
+		SELECT
+			project_id,
+			pg_catalog.sum(prompt_tokens)::bigint AS prompt_tokens,
+			pg_catalog.sum(completion_tokens)::bigint AS completion_tokens
+		FROM regpilot.api_key
+			JOIN regpilot.key_usage ON key_id = id
+		GROUP BY project_id
+	) t ON t.project_id = p.id;
+
 --
 -- Dump and restore. Rows belong to a dump, also those that were seeded: they may
 -- have been changed or deleted since.
 --
 SELECT pg_catalog.pg_extension_config_dump('regpilot.plan', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.project', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.project_member', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.api_key', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.key_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.usage_history', '');
@@ -556,20 +613,20 @@ GRANT EXECUTE ON FUNCTION
 	TO regpilot_responder;
 GRANT SELECT ON regpilot.upstream, regpilot.route TO regpilot_responder;
 
-GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.key_usage, regpilot.usage_history,
-	regpilot.usage_hourly, regpilot.upstream, regpilot.route, regpilot.key_overview
+GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.project_member, regpilot.key_usage,
+	regpilot.usage_history, regpilot.usage_hourly, regpilot.upstream, regpilot.route,
+	regpilot.audit_log, regpilot.key_overview, regpilot.project_overview
 	TO regpilot_reader, regpilot_admin;
-GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text), regpilot.shared_memory_status()
-	TO regpilot_reader;
-GRANT SELECT ON regpilot.audit_log TO regpilot_admin;
-
-GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA regpilot TO regpilot_admin;
-GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.api_key,
-	regpilot.upstream, regpilot.route TO regpilot_admin;
 -- all of a key but its digest
 GRANT SELECT (id, project_id, name, environment, hint, permissions, requests_per_minute, active,
 	revoked_at, revoke_reason, expires_at, rotated_from, created_at, created_by, flagged_at,
-	reviewed_at) ON regpilot.api_key TO regpilot_admin;
+	reviewed_at) ON regpilot.api_key TO regpilot_reader, regpilot_admin;
+GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text), regpilot.my_projects(),
+	regpilot.shared_memory_status() TO regpilot_reader;
+
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA regpilot TO regpilot_admin;
+GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.project_member,
+	regpilot.api_key, regpilot.upstream, regpilot.route TO regpilot_admin;
 
 -- Triggers need no EXECUTE. Who has it can make triggers of these functions on
 -- tables of his own, and so feed the audit log and the listeners what he likes.
@@ -582,6 +639,36 @@ BEGIN
 		WHERE pronamespace = 'regpilot'::regnamespace AND prorettype = 'trigger'::regtype
 	LOOP
 		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM regpilot_admin', trigger_function);
+	END LOOP;
+END
+$$;
+
+--
+-- Project isolation: a reader sees what belongs to projects that it is a member
+-- of, an admin all. A table of such rows needs one line here: how they tell their
+-- project. (Of a partitioned table that is the parent; its partitions are granted
+-- to nobody.) my_projects() is called once a query, not once a row, and gives an
+-- array, so that an index can find the rows.
+--
+DO $$
+DECLARE
+	isolated record;
+BEGIN
+	FOR isolated IN
+		VALUES
+			('project', 'id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
+			('project_member', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
+			('api_key', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
+			('audit_log', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
+			-- the policy of api_key, which holds in the subquery too, does the rest
+			('key_usage', 'EXISTS (SELECT FROM regpilot.api_key k WHERE k.id = key_id)'),
+			('usage_history', 'EXISTS (SELECT FROM regpilot.api_key k WHERE k.id = key_id)')
+	LOOP
+		EXECUTE pg_catalog.format('ALTER TABLE regpilot.%I ENABLE ROW LEVEL SECURITY', isolated.column1);
+		EXECUTE pg_catalog.format('CREATE POLICY admins_all ON regpilot.%I TO regpilot_admin USING (true)',
+			isolated.column1);
+		EXECUTE pg_catalog.format('CREATE POLICY members_read ON regpilot.%I FOR SELECT TO regpilot_reader'
+			' USING (%s)', isolated.column1, isolated.column2);
 	END LOOP;
 END
 $$;

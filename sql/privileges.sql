@@ -16,7 +16,11 @@ SELECT regpilot.flush_usage();
 CREATE TABLE secrets (s regpilot.secret);
 RESET ROLE;
 
--- a reader looks, and changes nothing
+-- a reader looks at the projects that it is a member of, and changes nothing
+SET ROLE regpilot_reader;
+SELECT count(*) FROM regpilot.key_overview;
+RESET ROLE;
+INSERT INTO regpilot.project_member VALUES (:'project', 'regpilot_reader');
 SET ROLE regpilot_reader;
 SELECT count(*) FROM regpilot.key_overview;
 SELECT digest FROM regpilot.api_key;

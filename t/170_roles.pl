@@ -10,53 +10,56 @@ use Test::More;
 # The expectation, which must name every object. S(elect), I(nsert), U(pdate),
 # D(elete), T(runcate) of relations; U(sage) and C(reate) of the schema; S, U(sage),
 # W, setval, of sequences; U(sage) of types; X, execute, of functions; - is nothing.
-# Columns are those of tables of which columns are granted. "nobody" has
-# what everyone has. Partitions are nobody's.
+# Columns are those of tables of which columns are granted. "member" is a reader with
+# one membership, "nobody" has what everyone has. Partitions are nobody's.
 my $expectation = <<~'END';
-	                             admin  responder  reader  nobody
-	schema regpilot              U      U          U       -
+	                             admin  responder  reader  member  nobody
+	schema regpilot              U      U          U       U       -
 
-	table plan                   SIUD   -          S       -
-	table project                SIUD   -          S       -
-	table api_key                IUD    -          -       -
-	column api_key.digest        -      -          -       -
-	column api_key.*             S      -          -       -
-	table key_usage              S      -          S       -
-	table upstream               SIUD   S          S       -
-	table route                  SIUD   S          S       -
-	table audit_log              S      -          -       -
-	view key_overview            S      -          S       -
-	sequence route_id_seq        -      -          -       -
-	sequence audit_log_id_seq    -      -          -       -
+	table plan                   SIUD   -          S       S       -
+	table project                SIUD   -          S       S       -
+	table project_member         SIUD   -          S       S       -
+	table api_key                IUD    -          -       -       -
+	column api_key.digest        -      -          -       -       -
+	column api_key.*             S      -          S       S       -
+	table key_usage              S      -          S       S       -
+	table upstream               SIUD   S          S       S       -
+	table route                  SIUD   S          S       S       -
+	table audit_log              S      -          S       S       -
+	view key_overview            S      -          S       S       -
+	view project_overview        S      -          S       S       -
+	sequence route_id_seq        -      -          -       -       -
+	sequence audit_log_id_seq    -      -          -       -       -
 
-	type secret                  -      -          -       -
-	type verdict                 U      U          U       -
-	type authorization           U      U          U       -
+	type secret                  -      -          -       -       -
+	type verdict                 U      U          U       U       -
+	type authorization           U      U          U       U       -
 
-	function create_project      X      -          -       -
-	function create_key          X      -          -       -
-	function revoke_key          X      -          -       -
-	function disable_key         X      -          -       -
-	function enable_key          X      -          -       -
-	function key_checksum_ok     X      -          X       -
-	function authorize           X      X          -       -
-	function authorize_many      X      X          -       -
-	function record_many         X      X          -       -
-	function flush_usage         X      -          -       -
-	function restoring           X      -          -       -
-	function secret_in           X      -          -       -
-	function secret_out          X      -          -       -
-	function secret_recv         X      -          -       -
-	function secret_send         X      -          -       -
-	function secret_digest       X      -          -       -
+	function create_project      X      -          -       -       -
+	function create_key          X      -          -       -       -
+	function revoke_key          X      -          -       -       -
+	function disable_key         X      -          -       -       -
+	function enable_key          X      -          -       -       -
+	function key_checksum_ok     X      -          X       X       -
+	function authorize           X      X          -       -       -
+	function authorize_many      X      X          -       -       -
+	function record_many         X      X          -       -       -
+	function flush_usage         X      -          -       -       -
+	function my_projects         X      -          X       X       -
+	function restoring           X      -          -       -       -
+	function secret_in           X      -          -       -       -
+	function secret_out          X      -          -       -       -
+	function secret_recv         X      -          -       -       -
+	function secret_send         X      -          -       -       -
+	function secret_digest       X      -          -       -       -
 
-	function audit               -      -          -       -
-	function invalidate_limits   -      -          -       -
-	function notify_key          -      -          -       -
-	function notify_routes       -      -          -       -
-	function refuse_to_rewrite   -      -          -       -
-	function refuse_to_unrevoke  -      -          -       -
-	function trust_dump          -      -          -       -
+	function audit               -      -          -       -       -
+	function invalidate_limits   -      -          -       -       -
+	function notify_key          -      -          -       -       -
+	function notify_routes       -      -          -       -       -
+	function refuse_to_rewrite   -      -          -       -       -
+	function refuse_to_unrevoke  -      -          -       -       -
+	function trust_dump          -      -          -       -       -
 	END
 
 my ($head, @lines) = grep { /\S/ } split /\n/, $expectation;
@@ -71,12 +74,15 @@ foreach (@lines)
 my $site = RegPilot::Test->new(responder => 0);
 my $node = $site->node;
 $site->create_key;
+$site->create_key(plan => 'free');
 
 $site->sql(<<~'SQL');
 	CREATE ROLE admin LOGIN IN ROLE regpilot_admin;
 	CREATE ROLE responder LOGIN IN ROLE regpilot_responder;
 	CREATE ROLE reader LOGIN IN ROLE regpilot_reader;
+	CREATE ROLE member LOGIN IN ROLE regpilot_reader;
 	CREATE ROLE nobody LOGIN;
+	INSERT INTO regpilot.project_member SELECT id, 'member' FROM regpilot.project WHERE plan = 'free';
 
 	-- What a cell comes to: one row for each object and each letter of its kind,
 	-- with the statement that needs the privilege, if it can be tried, and the
@@ -255,5 +261,21 @@ is($site->sql(q{
 	WHERE relnamespace = 'regpilot'::regnamespace AND grantee <> relowner
 		AND (is_grantable OR privilege_type NOT IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE'))}),
 	'', 'no privilege can be passed on, and none is granted but on rows');
+
+# --- rows: what belongs to a project or a key is isolated, and seen by admins and members
+
+is($site->sql(q{
+	SELECT relname FROM pg_class c
+	WHERE relnamespace = 'regpilot'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+		AND (relname = 'project' OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname IN ('project_id', 'key_id')))
+		AND (NOT relrowsecurity OR 2 <> (SELECT count(*) FROM pg_policy
+				WHERE polrelid = c.oid AND polname IN ('admins_all', 'members_read')))}),
+	'', 'tables of projects and keys have their policies');
+foreach my $relation (qw(project project_member api_key key_overview project_overview))
+{
+	my $query = "SELECT count(*) FROM regpilot.$relation";
+	my $all = $site->sql($query);
+	is(join(' ', map { sql_as($_, $query) } qw(admin member reader)), "$all 1 0", "rows of $relation");
+}
 
 done_testing();

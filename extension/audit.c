@@ -175,8 +175,7 @@ log_owner(Oid schema)
 
 	if (!HeapTupleIsValid(table))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("relation \"regpilot.audit_log\" does not exist"),
-						errhint("Drop and create the extension regpilot.")));
+						errmsg("relation \"regpilot.audit_log\" does not exist")));
 	owner = ((Form_pg_class) GETSTRUCT(table))->relowner;
 	ReleaseSysCache(table);
 	return owner;

@@ -181,7 +181,7 @@ foreach ([ $node, 'custom' ], [ $other, 'regpilot' ])
 		'>', 6, "$name: a new route gets a number of its own");
 	is($sql->(q{SELECT string_agg(action || ' ' || table_name, ',' ORDER BY id) FROM regpilot.audit_log
 			WHERE id > } . (sort { $b <=> $a } $before->{audit_log} =~ /^(\d+)\t/mg)[0]),
-		'insert api_key,insert route', "$name: both are audited, and nothing else");
+		'update api_key,insert api_key,insert route', "$name: both are audited, as is the flag that use took off, and nothing else");
 	is($sql->(q{SET ROLE regpilot_gateway; RESET ROLE; GRANT regpilot_reader TO regpilot_gateway; SET ROLE regpilot_gateway;
 			SELECT count(*) FROM regpilot.project}), 1, "$name: a member sees its project only");
 	$sql->('REVOKE regpilot_reader FROM regpilot_gateway');

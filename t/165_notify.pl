@@ -72,7 +72,7 @@ foreach my $character ("\x{1F511}", '"', '\\', "\x{80}")
 	is($payload->{hint}, $key_hint, 'and hint');
 }
 
-# nobody is told more by the trigger than by the table, nor can make others be told
+# nobody can make events up
 is($site->node->psql('regpilot', <<~SQL), 3, 'an admin cannot put the trigger on a table of his own');
 	SET ROLE regpilot_admin;
 	CREATE TEMP TABLE mine (id uuid, project_id uuid, name text, hint text, rotated_from uuid);

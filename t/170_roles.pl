@@ -23,11 +23,13 @@ my $expectation = <<~'END';
 	column api_key.digest        -      -          -       -       -
 	column api_key.*             S      -          S       S       -
 	table key_usage              S      -          S       S       -
+	table usage_history          S      -          S       S       -
 	table upstream               SIUD   S          S       S       -
 	table route                  SIUD   S          S       S       -
 	table audit_log              S      -          S       S       -
 	view key_overview            S      -          S       S       -
 	view project_overview        S      -          S       S       -
+	view usage_hourly            S      -          S       S       -
 	sequence route_id_seq        -      -          -       -       -
 	sequence audit_log_id_seq    -      -          -       -       -
 
@@ -37,14 +39,19 @@ my $expectation = <<~'END';
 
 	function create_project      X      -          -       -       -
 	function create_key          X      -          -       -       -
+	function import_key          X      -          -       -       -
+	function rotate_key          X      -          -       -       -
 	function revoke_key          X      -          -       -       -
 	function disable_key         X      -          -       -       -
 	function enable_key          X      -          -       -       -
+	function review_key          X      -          -       -       -
+	function flag_stale_keys     X      -          -       -       -
 	function key_checksum_ok     X      -          X       X       -
 	function authorize           X      X          -       -       -
 	function authorize_many      X      X          -       -       -
 	function record_many         X      X          -       -       -
 	function flush_usage         X      -          -       -       -
+	function shared_memory_status X     -          X       X       -
 	function my_projects         X      -          X       X       -
 	function restoring           X      -          -       -       -
 	function secret_in           X      -          -       -       -

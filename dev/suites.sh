@@ -17,12 +17,13 @@ exec </dev/null
 
 # prepare_suites [ARGUMENT...]: builds a copy of the tree there, with arguments for
 # make, installs the module into a copy of PostgreSQL, whose programs are in $bin,
-# and goes into the copy of the tree.
+# builds what the tests need, and goes into the copy of the tree.
 prepare_suites()
 {
 	mkdir "$work/src" "$work/tmp"
 	copy_sources "$work/src"
 	build "$work/src" "$work/pg" "$@"
+	make --silent -C "$work/src/t" PG_CONFIG=$pg_config
 	chown -R "$runner" "$work"
 	cd "$work/src"
 	bin=$work/pg$bindir
@@ -51,7 +52,8 @@ run_regress()
 # test that kills processes would not notice one more.
 run_tap()
 {
-	as_runner $suite_environment PATH="$bin:$PATH" TMPDIR="$work/tmp" TESTDIR="$work/tap" \
+	as_runner $suite_environment $(env | grep '^REGPILOT_TEST_' || :) \
+		PATH="$bin:$PATH" TMPDIR="$work/tmp" TESTDIR="$work/tap" \
 		PG_REGRESS="$pgxs/src/test/regress/pg_regress" PERL5LIB="$pgxs/src/test/perl" \
 		sh -c 'mkdir "$TESTDIR" && exec prove "$@"' sh --timer "$@" || return
 	! grep -r 'TRAP: ' "$work/tap"

@@ -23,17 +23,17 @@ PG_FUNCTION_INFO_V1(regpilot_notify_key);
 #define CHANNEL "regpilot"
 
 /*
- * The columns that are told, and under which names.  The longest that the table
- * lets them be, they fill a fourth of the 8000 bytes that a notification may
- * have; the reason of a revocation has no such bound, and is not told.
+ * The columns that are told, and under which names.  They say which key it is to
+ * who may read of it; names and hints would reach those too who may not.
  */
 static const struct
 {
 	const char *column;
 	const char *name;
 } members[] = {
-	{"id", "key_id"}, {"project_id", "project_id"},		{"name", "name"},
-	{"hint", "hint"}, {"rotated_from", "rotated_from"},
+	{"id", "key_id"},
+	{"project_id", "project_id"},
+	{"rotated_from", "rotated_from"},
 };
 
 /* Trigger for each row of api_key; its argument is the event. */

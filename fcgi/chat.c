@@ -157,15 +157,6 @@ chat_message_text(const json_t *message, Buffer *text)
 	}
 }
 
-static int64_t
-token_count(const json_t *usage, const char *name)
-{
-	json_int_t count = json_integer_value(json_object_get(usage, name));
-
-	/* no upstream may make us count without bound */
-	return count < 0 ? 0 : count > INT32_MAX ? INT32_MAX : count;
-}
-
 bool
 chat_read_usage(const char *text, size_t length, Usage *usage)
 {
@@ -175,8 +166,8 @@ chat_read_usage(const char *text, size_t length, Usage *usage)
 
 	if (json_is_object(counts))
 	{
-		usage->prompt_tokens = token_count(counts, "prompt_tokens");
-		usage->completion_tokens = token_count(counts, "completion_tokens");
+		usage->prompt_tokens = json_integer_value(json_object_get(counts, "prompt_tokens"));
+		usage->completion_tokens = json_integer_value(json_object_get(counts, "completion_tokens"));
 	}
 	json_decref(answer);
 	return is_object;

@@ -22,7 +22,7 @@ typedef struct Chat
 	bool stream;
 } Chat;
 
-/* Tokens, by the upstream's count; 0: unknown. */
+/* Tokens, by the upstream's count, which may be absurd: the database bounds it; 0: unknown. */
 typedef struct Usage
 {
 	int64_t prompt_tokens;

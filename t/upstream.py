@@ -150,6 +150,10 @@ class Handler(BaseHTTPRequestHandler):
     def not_an_object(self):
         self.answer(200, b"[1, 2")
 
+    def absurd_usage(self):
+        self.answer(200, {"object": "chat.completion", "model": self.model, "choices": [],
+                          "usage": {"prompt_tokens": 2**63 - 1, "completion_tokens": -2**63}})
+
     def error_500(self):
         self.answer_error(500, "internal: " + self.headers.get("Authorization", ""))
 
@@ -176,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
         "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "garbage": garbage,
         "not-an-object": not_an_object, "error-500": error_500, "error-429": error_429,
         "error-400": error_400, "secret-400": secret_400, "secret-401": secret_401,
-        "redirect": redirect,
+        "redirect": redirect, "absurd-usage": absurd_usage,
     }
 
     def do_POST(self):

@@ -73,7 +73,7 @@ database_connect(const char *conninfo, const char *application_name, int stateme
 	const char *const keywords[] = {"dbname", "fallback_application_name", "client_encoding", NULL};
 	const char *const values[] = {conninfo, application_name, "UTF8", NULL};
 	PGconn *connection = PQconnectStartParams(keywords, values, true);
-	char sql[64];
+	char sql[96];
 
 	if (connection == NULL)
 	{
@@ -82,7 +82,9 @@ database_connect(const char *conninfo, const char *application_name, int stateme
 	}
 	PQsetNoticeProcessor(connection, ignore_notice, NULL);
 
-	snprintf(sql, sizeof(sql), "SET statement_timeout = %d", statement_timeout);
+	/* What we write are counts and the log, of which a crash may lose the last second. */
+	snprintf(sql, sizeof(sql), "SET statement_timeout = %d; SET synchronous_commit = off",
+			 statement_timeout);
 	if (finish_connecting(connection, deadline, error) && PQsetnonblocking(connection, true) == 0)
 	{
 		PGresult *result = database_query(connection, sql, deadline, error, NULL);

@@ -21,8 +21,9 @@ extern bool database_check_conninfo(const char *conninfo);
 
 /*
  * Opens a nonblocking connection on which no statement runs longer than
- * statement_timeout ms. NULL: error says why. The lookup of a host name is the
- * one thing here that the deadline does not bound.
+ * statement_timeout ms, and none waits at its end for a disk or a standby.
+ * NULL: error says why. The lookup of a host name is the one thing here that the
+ * deadline does not bound.
  */
 extern PGconn *database_connect(const char *conninfo, const char *application_name,
 								int statement_timeout, int64_t deadline, char *error);

@@ -10,10 +10,10 @@
 EXTENSION = regpilot
 MODULE_big = regpilot
 OBJS = $(addprefix extension/, argument.o audit.o authorize.o catalog.o \
-	flush.o key.o lifecycle.o member.o notify.o ratelimit.o regpilot.o restore.o \
-	saved.o secret.o settings.o stale.o usage.o worker.o)
+	flush.o key.o lifecycle.o member.o notify.o ratelimit.o regpilot.o \
+	requestlog.o restore.o saved.o secret.o settings.o stale.o usage.o worker.o)
 DATA = extension/regpilot--1.0.sql
-REGRESS = setup key secret authorize ratelimit usage audit members import \
+REGRESS = setup key secret authorize ratelimit usage request_log audit members import \
 	rotate stale privileges
 
 # pg_regress cannot drop a database that the worker is connected to.

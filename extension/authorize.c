@@ -24,6 +24,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "key.h"
+#include "requestlog.h"
 #include "usage.h"
 
 PG_FUNCTION_INFO_V1(regpilot_authorize);
@@ -306,14 +307,15 @@ record(CatalogReader *reader, const pg_uuid_t *key_id, Environment environment,
 
 /*
  * The tokens of one request.  An upstream has made the number up: bounded, the
- * sums stay within a bigint, which a flush of all keys depends on.
+ * sums stay within a bigint, which a flush of all keys depends on, and each fits
+ * the request log.
  */
-static int64
+static int
 token_count(const Elements *counts, int i)
 {
 	if (counts->nulls[i])
 		return 0;
-	return Min(Max(0, DatumGetInt64(counts->values[i])), PG_INT32_MAX);
+	return (int) Min(Max(0, DatumGetInt64(counts->values[i])), PG_INT32_MAX);
 }
 
 Datum
@@ -322,38 +324,50 @@ regpilot_record_many(PG_FUNCTION_ARGS)
 	Elements key_ids = get_elements(fcinfo, 0, -1);
 	Elements environments = get_elements(fcinfo, 1, key_ids.count);
 	Elements statuses = get_elements(fcinfo, 2, key_ids.count);
-	Elements prompt_tokens;
-	Elements completion_tokens;
+	Elements latencies = get_elements(fcinfo, 3, key_ids.count);
+	Elements models = get_elements(fcinfo, 4, key_ids.count);
+	Elements prompt_tokens = get_elements(fcinfo, 5, key_ids.count);
+	Elements completion_tokens = get_elements(fcinfo, 6, key_ids.count);
+	RequestLogEntry *entries = palloc(key_ids.count * sizeof(RequestLogEntry));
 	CatalogReader *reader;
+	int count = 0;
 	int recorded = 0;
-
-	/* latencies and models are checked here and have no table yet */
-	(void) get_elements(fcinfo, 3, key_ids.count);
-	(void) get_elements(fcinfo, 4, key_ids.count);
-	prompt_tokens = get_elements(fcinfo, 5, key_ids.count);
-	completion_tokens = get_elements(fcinfo, 6, key_ids.count);
 
 	usage_require();
 	reader = catalog_open();
 
 	for (int i = 0; i < key_ids.count; i++)
 	{
-		const pg_uuid_t *key_id = element_pointer(&key_ids, i);
 		const text *environment = element_text(&environments, i);
-		UsageCounters outcome = {0};
 
-		CHECK_FOR_INTERRUPTS();
-		if (key_id == NULL || environment == NULL || statuses.nulls[i])
+		if (key_ids.nulls[i] || environment == NULL || statuses.nulls[i])
 			continue;
+		entries[count++] = (RequestLogEntry){
+			.key_id = element_pointer(&key_ids, i),
+			.environment =
+				environment_from_name(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)),
+			.status = DatumGetInt32(statuses.values[i]),
+			.latency = latencies.nulls[i] ? -1 : DatumGetInt32(latencies.values[i]),
+			.model = element_text(&models, i),
+			.prompt_tokens = token_count(&prompt_tokens, i),
+			.completion_tokens = token_count(&completion_tokens, i),
+		};
+	}
 
-		if (DatumGetInt32(statuses.values[i]) >= FIRST_FAILED_STATUS)
-			outcome.failed_requests = 1;
-		outcome.prompt_tokens = token_count(&prompt_tokens, i);
-		outcome.completion_tokens = token_count(&completion_tokens, i);
+	/* first: what cannot be logged is not counted either, and may be tried again */
+	requestlog_append(entries, count);
 
-		if (record(reader, key_id,
-				   environment_from_name(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)),
-				   &outcome))
+	/* uninterrupted: a batch is counted whole or not at all */
+	for (int i = 0; i < count; i++)
+	{
+		const RequestLogEntry *entry = &entries[i];
+		UsageCounters outcome = {
+			.failed_requests = entry->status >= FIRST_FAILED_STATUS ? 1 : 0,
+			.prompt_tokens = entry->prompt_tokens,
+			.completion_tokens = entry->completion_tokens,
+		};
+
+		if (record(reader, entry->key_id, entry->environment, &outcome))
 			recorded++;
 	}
 

@@ -372,6 +372,49 @@ END
 $$;
 
 --
+-- The request log: one narrow row a request that record_many() heard of, kept
+-- regpilot.log_retention; never a prompt, an answer or a key.
+--
+-- Partitions are made and dropped by requestlog.c, one a UTC day, and are no
+-- members of the extension: a dump holds them whole, DROP EXTENSION drops them
+-- with the table. The default partition takes the rows of a day without one, so
+-- that no request fails to be recorded for lack of it.
+--
+CREATE TABLE regpilot.request_log (
+	at timestamptz NOT NULL,
+	id bigint NOT NULL GENERATED ALWAYS AS IDENTITY (CACHE 32),
+	project_id uuid NOT NULL,	-- no foreign keys: checked on each write, and each key deleted would read it all
+	key_id uuid NOT NULL,
+	status int NOT NULL,
+	latency_ms int,
+	prompt_tokens int NOT NULL,
+	completion_tokens int NOT NULL,
+	environment text NOT NULL,
+	model text
+) PARTITION BY RANGE (at);
+COMMENT ON COLUMN regpilot.request_log.at IS 'when the outcome was recorded, a fraction of a second after the answer';
+COMMENT ON COLUMN regpilot.request_log.id IS 'tells rows of the same time apart';
+COMMENT ON COLUMN regpilot.request_log.status IS 'of the HTTP answer; 499: the client went away';
+COMMENT ON COLUMN regpilot.request_log.latency_ms IS 'NULL: unknown';
+COMMENT ON COLUMN regpilot.request_log.prompt_tokens IS '0: none, or unknown';
+COMMENT ON COLUMN regpilot.request_log.completion_tokens IS '0: none, or unknown';
+COMMENT ON COLUMN regpilot.request_log.environment IS 'that the request counts under';
+COMMENT ON COLUMN regpilot.request_log.model IS 'asked of the upstream; NULL: none was';
+
+-- One index a partition and none on the table itself; see create_partition() in
+-- requestlog.c. It is for a project's rows, the newest first, page by page:
+--	WHERE project_id = $1 AND at <= $2 AND (at, id) < ($2, $3) ORDER BY at DESC, id DESC
+-- where the second condition tells which partitions to read.
+CREATE TABLE regpilot.request_log_default PARTITION OF regpilot.request_log DEFAULT;
+CREATE INDEX request_log_default_project_id_at_id_idx
+	ON regpilot.request_log_default (project_id, at, id);
+
+CREATE FUNCTION regpilot.maintain_request_log(as_of timestamptz DEFAULT pg_catalog.now()) RETURNS void
+	AS 'MODULE_PATHNAME', 'regpilot_maintain_request_log' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION regpilot.maintain_request_log(timestamptz) IS
+	'what the worker does hourly: make the partitions of the request log for the days to come, drop what is older than regpilot.log_retention';
+
+--
 -- Life of a key
 --
 CREATE FUNCTION regpilot.create_project(name text, plan text DEFAULT 'free') RETURNS uuid
@@ -575,6 +618,8 @@ SELECT pg_catalog.pg_extension_config_dump('regpilot.route', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.route_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.audit_log', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.audit_log_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_log_default', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_log_id_seq', '');
 
 -- Take the rows back in any order; see restore.c.
 CREATE FUNCTION regpilot.trust_dump() RETURNS trigger
@@ -615,7 +660,7 @@ GRANT SELECT ON regpilot.upstream, regpilot.route TO regpilot_responder;
 
 GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.project_member, regpilot.key_usage,
 	regpilot.usage_history, regpilot.usage_hourly, regpilot.upstream, regpilot.route,
-	regpilot.audit_log, regpilot.key_overview, regpilot.project_overview
+	regpilot.audit_log, regpilot.request_log, regpilot.key_overview, regpilot.project_overview
 	TO regpilot_reader, regpilot_admin;
 -- all of a key but its digest
 GRANT SELECT (id, project_id, name, environment, hint, permissions, requests_per_minute, active,
@@ -627,6 +672,9 @@ GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text), regpilot.my_projects()
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA regpilot TO regpilot_admin;
 GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.project_member,
 	regpilot.api_key, regpilot.upstream, regpilot.route TO regpilot_admin;
+
+-- Who may name the time of the request log's upkeep may have all of it dropped.
+REVOKE EXECUTE ON FUNCTION regpilot.maintain_request_log(timestamptz) FROM regpilot_admin;
 
 -- Triggers need no EXECUTE. Who has it can make triggers of these functions on
 -- tables of his own, and so feed the audit log and the listeners what he likes.
@@ -660,6 +708,7 @@ BEGIN
 			('project_member', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
 			('api_key', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
 			('audit_log', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
+			('request_log', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
 			-- the policy of api_key, which holds in the subquery too, does the rest
 			('key_usage', 'EXISTS (SELECT FROM regpilot.api_key k WHERE k.id = key_id)'),
 			('usage_history', 'EXISTS (SELECT FROM regpilot.api_key k WHERE k.id = key_id)')

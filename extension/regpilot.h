@@ -7,8 +7,8 @@
  * The parts and who may include whom (left may not include right):
  *
  *	regpilot, compat <- key, ratelimit, restore <- secret, argument, usage, catalog
- *		<- audit, authorize, flush, lifecycle, member, notify, saved, stale,
- *		worker, settings <- regpilot.c
+ *		<- requestlog <- audit, authorize, flush, lifecycle, member, notify, saved,
+ *		stale, worker, settings <- regpilot.c
  *
  *-------------------------------------------------------------------------
  */
@@ -23,6 +23,7 @@ extern int regpilot_max_keys;		 /* keys that are sure of a slot */
 extern int regpilot_flush_interval;	 /* milliseconds */
 extern int regpilot_rotation_period; /* seconds */
 extern int regpilot_stale_after;	 /* seconds */
+extern int regpilot_log_retention;	 /* seconds */
 
 /*
  * The environments that usage is counted under.  A request names one freely;

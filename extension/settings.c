@@ -20,6 +20,7 @@ int regpilot_max_keys = 100000;
 int regpilot_flush_interval = 1000;
 int regpilot_rotation_period = 90 * SECONDS_PER_DAY;
 int regpilot_stale_after = 90 * SECONDS_PER_DAY;
+int regpilot_log_retention = 30 * SECONDS_PER_DAY;
 
 void
 settings_init(void)
@@ -48,6 +49,11 @@ settings_init(void)
 		"A key that has never been used counts from its creation, a reviewed one from its review.",
 		&regpilot_stale_after, 90 * SECONDS_PER_DAY, 1, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL,
 		NULL);
+
+	DefineCustomIntVariable("regpilot.log_retention", "Time that rows of the request log are kept.",
+							"They go by the day, so they may stay a day longer.",
+							&regpilot_log_retention, 30 * SECONDS_PER_DAY, SECONDS_PER_DAY, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("regpilot");
 }

@@ -88,11 +88,16 @@ $site->sql(<<~SQL);
 	SELECT (regpilot.authorize('$key{active}', environment => e)).verdict FROM unnest('{dev,ci,ci,elsewhere}'::text[]) e;
 	SELECT (regpilot.authorize('$key{limited}')).verdict FROM generate_series(1, 5);
 	SELECT regpilot.record_many('{$id{active},$id{limited}}', '{dev,staging}', '{200,500}', '{5,7}', '{x,y}', '{11,12}', '{13,14}');
+	INSERT INTO regpilot.request_log (at, project_id, key_id, status, prompt_tokens, completion_tokens, environment)
+	SELECT '2001-01-01 00:00+00', project_id, id, 200, 0, 0, 'ci' FROM regpilot.api_key;
+	SELECT regpilot.maintain_request_log('2001-02-01');
+	SELECT regpilot.record_many('{$id{active},$id{limited}}', '{dev,staging}', '{200,500}', '{5,7}', '{x,y}', '{11,12}', '{13,14}');
+	SELECT regpilot.maintain_request_log();
 	SELECT regpilot.flush_usage();
 	SQL
 
 my $before = contents($node, 'regpilot');
-foreach my $table (qw(plan project project_member api_key key_usage upstream route audit_log))
+foreach my $table (qw(plan project project_member api_key key_usage upstream route audit_log request_log_default))
 {
 	isnt($before->{$table}, '', "$table has rows to dump");
 }
@@ -130,7 +135,7 @@ is_deeply(contents($node, 'plain'), $before, 'restored over another state: all i
 
 # without data there are no seeds either
 run_ok('psql, of the schema', psql($node, 'schema_only'), '-f', "$dir/schema.sql");
-is(join('', values %{ contents($node, 'schema_only') }), '1|f1|f', 'the schema alone: no rows');
+is(join('', values %{ contents($node, 'schema_only') }), '1|f1|f1|f', 'the schema alone: no rows');
 run_ok('psql, of the data', psql($node, 'schema_only'), '-f', "$dir/data.sql");
 is_deeply(contents($node, 'schema_only'), $before, 'and the data later: all is as it was');
 

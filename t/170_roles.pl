@@ -27,11 +27,13 @@ my $expectation = <<~'END';
 	table upstream               SIUD   S          S       S       -
 	table route                  SIUD   S          S       S       -
 	table audit_log              S      -          S       S       -
+	table request_log            S      -          S       S       -
 	view key_overview            S      -          S       S       -
 	view project_overview        S      -          S       S       -
 	view usage_hourly            S      -          S       S       -
 	sequence route_id_seq        -      -          -       -       -
 	sequence audit_log_id_seq    -      -          -       -       -
+	sequence request_log_id_seq  -      -          -       -       -
 
 	type secret                  -      -          -       -       -
 	type verdict                 U      U          U       U       -
@@ -53,6 +55,7 @@ my $expectation = <<~'END';
 	function flush_usage         X      -          -       -       -
 	function shared_memory_status X     -          X       X       -
 	function my_projects         X      -          X       X       -
+	function maintain_request_log -     -          -       -       -
 	function restoring           X      -          -       -       -
 	function secret_in           X      -          -       -       -
 	function secret_out          X      -          -       -       -

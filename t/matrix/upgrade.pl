@@ -147,12 +147,14 @@ is_deeply(
 	},
 	'before: a key in each state');
 $site->sql("SELECT regpilot.authorize('$key{active}{key}', environment => e) FROM unnest('{dev,prod,ci,else}'::text[]) e");
+$site->sql('SELECT regpilot.maintain_request_log()');
 $site->sql("SELECT regpilot.record_many('{$key{active}{id}}', '{dev}', '{500}', '{1}', '{m}', '{123}', '{456}')");
 
 # This stop writes the last counts.
 $old->stop;
 my $before = contents($old);
 like($before, qr/^-- regpilot\.key_usage\n.*\tdev\t1\t1\t123\t456\t/ms, 'before: counts');
+like($before, qr/^-- regpilot\.request_log_\d{8}\n.*\t500\t1\t123\t456\tdev\tm$/m, 'before: a request in the log');
 like($before, qr/it's\\tin a log\\n/, 'before: texts');
 
 # --- the upgrade

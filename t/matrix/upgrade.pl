@@ -15,8 +15,9 @@ $site->sql('SELECT regpilot.flush_usage()');    # so the worker is there to writ
 
 # What is in the tables of the schema, and what pg_upgrade has to make again: what
 # belongs to the extension, who may do what, which rows are dumped, which triggers
-# fire. Left out is what version 17 has brought: the privilege MAINTAIN of owners, and
-# that arrays and row types of members are members too.
+# fire, and so on. Left out is what newer versions have brought: the privilege
+# MAINTAIN of owners, that arrays and row types of members are members too (both 17),
+# and constraints that say NOT NULL (18).
 my @facts = (
 	q{SELECT 'member', pg_describe_object(classid, objid, objsubid)
 	  FROM pg_depend JOIN pg_extension e ON e.oid = refobjid AND refclassid = 'pg_extension'::regclass
@@ -30,6 +31,16 @@ my @facts = (
 	  JOIN pg_class c ON c.oid = tgrelid WHERE relnamespace = 'regpilot'::regnamespace AND NOT tgisinternal},
 	q{SELECT 'relation', oid::regclass, relkind, relrowsecurity, relforcerowsecurity, reloptions
 	  FROM pg_class WHERE relnamespace = 'regpilot'::regnamespace},
+	q{SELECT 'policy', polrelid::regclass, polname, polcmd, polpermissive, polroles::regrole[],
+		pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) FROM pg_policy},
+	q{SELECT 'constraint', conrelid::regclass, conname, contype, convalidated, conkey, confrelid::regclass, confdeltype
+	  FROM pg_constraint WHERE connamespace = 'regpilot'::regnamespace AND contype <> 'n'},
+	q{SELECT 'function', oid::regprocedure, prosecdef, provolatile, proparallel, proconfig, prosrc, probin
+	  FROM pg_proc WHERE pronamespace = 'regpilot'::regnamespace},
+	# by default -1 in old versions, NULL in new ones
+	q{SELECT 'statistics', attrelid::regclass, attname, attstattarget
+	  FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+	  WHERE relnamespace = 'regpilot'::regnamespace AND attstattarget >= 0 AND attnum > 0},
 	q{SELECT 'setting', setdatabase, setrole::regrole, setconfig FROM pg_db_role_setting},
 	q{SELECT 'application', secret::bytea, verdict, outcome FROM application},
 	q{SELECT 'membership', roleid::regrole, member::regrole FROM pg_auth_members},
@@ -113,6 +124,7 @@ $site->sql($_) foreach (
 	"DELETE FROM regpilot.route WHERE quality = 'frontier'",
 	"CREATE ROLE auditor IN ROLE regpilot_reader",
 	"GRANT SELECT (id, name) ON regpilot.api_key TO auditor",
+	"INSERT INTO regpilot.project_member SELECT id, 'auditor' FROM regpilot.project WHERE plan = 'custom'",
 	"ALTER DATABASE regpilot SET regpilot.rotation_period = '30d'",
 	# the extension's types in a table of the application's
 	"CREATE TABLE application (secret regpilot.secret, verdict regpilot.verdict, outcome regpilot.authorization)",
@@ -211,6 +223,12 @@ my ($result, $out, $err) = $new->psql('regpilot', "UPDATE regpilot.api_key SET r
 like($err, qr/is revoked/, 'after: a revocation is for good');
 is($site->sql("INSERT INTO regpilot.route (alias, upstream, model) VALUES ('new', 'provider', 'm') RETURNING id"),
 	6, 'after: numbers of routes go on');
+is( $site->sql("SET ROLE auditor; SELECT plan FROM regpilot.project"),
+	'custom', 'after: a member sees its project and no other');
+is( $site->sql("SELECT object, id = (SELECT max(id) FROM regpilot.audit_log)
+		FROM regpilot.audit_log WHERE table_name = 'route' ORDER BY at DESC LIMIT 1"),
+	'6|t',
+	'after: the audit log goes on');
 $site->{projects} = {};
 $site->sql("DELETE FROM regpilot.project WHERE name = 'project enterprise'");
 

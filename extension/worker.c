@@ -2,7 +2,8 @@
  *
  * worker.c
  *		The background worker that writes the usage counters to their tables
- *		and, every hour, flags stale keys.
+ *		and, every hour, flags stale keys and makes and drops partitions of
+ *		the request log.
  *
  * A flush is one transaction: it adds what was counted since the last one.
  * Only when that has been committed are the counters lessened by as much.  An
@@ -31,6 +32,7 @@
 
 #include "catalog.h"
 #include "flush.h"
+#include "requestlog.h"
 #include "saved.h"
 #include "stale.h"
 #include "usage.h"
@@ -156,6 +158,7 @@ upkeep(TimestampTz as_of)
 		if (catalog_exists() && stale_flag_keys(as_of) == STALE_BATCH)
 			next = 0;
 		commit();
+		requestlog_maintain(as_of);
 	}
 	PG_CATCH();
 	{

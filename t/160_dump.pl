@@ -93,6 +93,8 @@ $site->sql(<<~SQL);
 	SELECT regpilot.maintain_request_log('2001-02-01');
 	SELECT regpilot.record_many('{$id{active},$id{limited}}', '{dev,staging}', '{200,500}', '{5,7}', '{x,y}', '{11,12}', '{13,14}');
 	SELECT regpilot.maintain_request_log();
+	INSERT INTO regpilot.request_log (at, project_id, key_id, status, prompt_tokens, completion_tokens, environment)
+	SELECT '2099-01-01 00:00+00', project_id, id, 200, 0, 0, 'ci' FROM regpilot.api_key;
 	SELECT regpilot.flush_usage();
 	SQL
 

@@ -19,9 +19,6 @@ my $site = RegPilot::Test->new(conf => <<~CONF);
 my $node = $site->node;
 my ($key_id, $key) = $site->create_key(environment => 'prod');
 my ($limited_id, $limited) = $site->create_key(requests_per_minute => 1);
-my $upstream = $site->start_upstream;
-$site->add_upstream('plain', $upstream);
-$site->add_routes(map { [ $_, 'plain', $_ ] } qw(ok slow hang error-500 absurd-usage));
 
 my $object = JSON::PP::false;
 my $marker = 'prompt-' . join '', map { chr(97 + int rand 26) } 1 .. 20;
@@ -53,23 +50,28 @@ sub days
 		SQL
 }
 
-# --- today's partition, made while a request is recorded
+# --- today's partition, made while the first request is recorded
 
 my $record = q{SELECT regpilot.record_many('{%s}', '{ci}', '{500}', '{1}', '{x}', '{1}', '{1}')};
 my $admin = $node->background_psql('regpilot', on_error_stop => 1);
 my $session = $node->background_psql('regpilot', on_error_stop => 1);
 my ($first_id) = $site->create_key;
+my $pid = $session->query_safe('SELECT pg_backend_pid()');
 $admin->query_safe('BEGIN; SELECT regpilot.maintain_request_log()');
 $session->query_until(qr/asked/, "\\echo asked\n" . sprintf("$record;\n", $first_id));
 # it has to wait, unless the worker has made the partition before
 $node->poll_query_until('regpilot',
-	q{SELECT wait_event_type = 'Lock' OR state = 'idle' FROM pg_stat_activity WHERE query LIKE '%record_many%' AND pid <> pg_backend_pid()});
+	"SELECT query LIKE '%record_many%' AND (wait_event_type = 'Lock' OR state = 'idle') FROM pg_stat_activity WHERE pid = $pid")
+  or die 'no request is recorded';
 $admin->query_safe('COMMIT');
 $admin->quit;
 $session->query_safe('SELECT 1');
 is($site->sql("SELECT count(*) FROM regpilot.request_log WHERE key_id = '$first_id'"), 1, 'a request waits for its partition to be made');
 
 # --- what is in a row
+
+$site->add_upstream('plain', $site->start_upstream);
+$site->add_routes(map { [ $_, 'plain', $_ ] } qw(ok slow hang error-500 absurd-usage));
 
 is($site->sql(<<~SQL), 8, 'today and seven days more have a partition');
 	SELECT count(to_regclass('regpilot.request_log_' || to_char(now() AT TIME ZONE 'UTC' + make_interval(days => i), 'YYYYMMDD')))

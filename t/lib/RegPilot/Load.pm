@@ -183,8 +183,10 @@ sub execute
 sub ask
 {
 	my ($self, $query) = @_;
-	my ($result, $out) = $self->{site}->node->psql('regpilot', $query);
-	return $result == 0 ? split /[|\n]/, $out : ();
+
+	# psql() dies of a broken pipe when the session ends before it has read the query
+	my ($result, $out) = eval { $self->{site}->node->psql('regpilot', $query) };
+	return defined $result && $result == 0 ? split /[|\n]/, $out : ();
 }
 
 # The worker's process: 0 if there is none, undef if we cannot ask.

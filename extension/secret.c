@@ -10,7 +10,7 @@
  * nothing.
  *
  * One limit is the server's: of a parameter bound in text format it keeps the
- * text as given for the context of an error while
+ * text as given for the context of messages while
  * log_parameter_max_length_on_error is set.  Bind in binary format.
  *
  *-------------------------------------------------------------------------

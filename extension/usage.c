@@ -679,7 +679,7 @@ usage_finish_flush(uint64 request, int rows)
 int
 usage_wait_for_flush(void)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FLUSH_WAIT_MS);
+	int64 deadline = usage_clock() + FLUSH_WAIT_MS * INT64CONST(1000);
 	Latch *worker;
 	uint64 request;
 
@@ -710,7 +710,7 @@ usage_wait_for_flush(void)
 			return rows;
 		}
 
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		left = (deadline - usage_clock()) / 1000;
 		if (left <= 0)
 		{
 			ConditionVariableCancelSleep();

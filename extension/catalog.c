@@ -103,6 +103,7 @@ static const char *const verdict_names[VERDICT_COUNT] = {
 static struct
 {
 	bool valid;
+	bool invalidated; /* since fill_cache() began */
 	Oid tables[LOOKUP_COUNT];
 	Oid indexes[LOOKUP_COUNT];
 	Oid verdicts[VERDICT_COUNT];
@@ -151,12 +152,14 @@ struct CatalogReader
 static void
 relcache_callback(Datum arg, Oid relid)
 {
-	if (!OidIsValid(relid))
-		cache.valid = false;
+	bool ours = !OidIsValid(relid);
+
 	for (int i = 0; i < LOOKUP_COUNT; i++)
+		ours |= relid == cache.tables[i] || relid == cache.indexes[i];
+	if (ours)
 	{
-		if (relid == cache.tables[i] || relid == cache.indexes[i])
-			cache.valid = false;
+		cache.valid = false;
+		cache.invalidated = true;
 	}
 }
 
@@ -199,8 +202,8 @@ fill_cache(void)
 	if (!OidIsValid(schema))
 		return false;
 
-	/* first, so that what is invalidated while we look is looked up again */
-	cache.valid = true;
+	/* valid only at the end: an error on the way must not leave half a cache */
+	cache.invalidated = false;
 	forget_projects();
 
 	for (int i = 0; i < LOOKUP_COUNT; i++)
@@ -219,8 +222,8 @@ fill_cache(void)
 		complete &= OidIsValid(cache.verdicts[i]);
 	}
 
-	if (!complete)
-		cache.valid = false;
+	/* what was invalidated while we looked is looked up again */
+	cache.valid = complete && !cache.invalidated;
 	return complete;
 }
 

@@ -321,19 +321,6 @@ find_row(OpenLookup *open, Snapshot snapshot, Datum value)
 	return index_getnext_slot(open->scan, ForwardScanDirection, open->row) ? open->row : NULL;
 }
 
-/* As find_row(), for a row that a foreign key says must be there. */
-static TupleTableSlot *
-find_referenced_row(OpenLookup *open, Snapshot snapshot, Datum value)
-{
-	TupleTableSlot *row = find_row(open, snapshot, value);
-
-	if (row == NULL)
-		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
-						errmsg("table regpilot.%s lacks a row that an API key depends on",
-							   lookups[open->lookup].table)));
-	return row;
-}
-
 static void
 make_projects(void)
 {
@@ -371,7 +358,7 @@ keep_project(const pg_uuid_t *id, Datum name, Datum plan, int requests_per_minut
 	return project;
 }
 
-/* Read a project and its plan. */
+/* Read a project and its plan.  NULL if there is no such project any more. */
 static const Project *
 read_project(const pg_uuid_t *id)
 {
@@ -381,7 +368,7 @@ read_project(const pg_uuid_t *id)
 	Snapshot snapshot;
 	TupleTableSlot *project_row;
 	TupleTableSlot *plan_row;
-	const Project *project;
+	const Project *project = NULL;
 	Datum name;
 	Datum plan;
 	Datum limit;
@@ -391,12 +378,18 @@ read_project(const pg_uuid_t *id)
 	lock_tables(project_lookups, lengthof(project_lookups));
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
-	project_row = find_referenced_row(&open_project, snapshot, UUIDPGetDatum(id));
-	plan = slot_getattr(project_row, Anum_project_plan, &isnull);
-	plan_row = find_referenced_row(&open_plan, snapshot, plan);
-	name = slot_getattr(project_row, Anum_project_name, &isnull);
-	limit = slot_getattr(plan_row, Anum_plan_requests_per_minute, &isnull);
-	project = keep_project(id, name, plan, isnull ? 0 : DatumGetInt32(limit));
+	project_row = find_row(&open_project, snapshot, UUIDPGetDatum(id));
+	if (project_row != NULL)
+	{
+		plan = slot_getattr(project_row, Anum_project_plan, &isnull);
+		plan_row = find_row(&open_plan, snapshot, plan);
+		if (plan_row == NULL)
+			ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+							errmsg("table regpilot.plan lacks a row that a project depends on")));
+		name = slot_getattr(project_row, Anum_project_name, &isnull);
+		limit = slot_getattr(plan_row, Anum_plan_requests_per_minute, &isnull);
+		project = keep_project(id, name, plan, isnull ? 0 : DatumGetInt32(limit));
+	}
 
 	close_lookup(&open_plan);
 	close_lookup(&open_project);
@@ -466,7 +459,10 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 	(void) slot_getattr(key_row, Anum_api_key_flagged_at, &isnull);
 	key->flagged = !isnull;
 
+	/* it may be gone, with the key, since the reader took its snapshot */
 	project = find_project(DatumGetUUIDP(key->project_id));
+	if (project == NULL)
+		return false;
 	key->project = project->name;
 	key->plan = project->plan;
 

@@ -19,8 +19,8 @@
  * function of this file.
  *
  * Slots with counts to flush are on their partition's list of dirty slots.
- * Whoever makes a slot dirty pushes it, under the partition lock in either
- * mode, by compare-and-exchange on the list's head; the worker takes the whole
+ * Whoever makes a slot dirty pushes it, under the slot's spinlock, by
+ * compare-and-exchange on the list's head; the worker takes the whole
  * list at once.  So a flush looks at no slot that has nothing to flush.
  *
  * A slot may be evicted when its counters are zero, that is, all is flushed,
@@ -72,7 +72,7 @@ typedef struct UsageSlot
 	int next;		/* partition lock: in the chain or free list */
 	int next_dirty; /* in the dirty list, while "dirty" */
 	slock_t mutex;	/* guards what follows */
-	bool dirty;		/* on the dirty list, or about to be */
+	bool dirty;		/* on the dirty list, or taken off it but not collected yet */
 	bool flagged;	/* used while its key was flagged as stale */
 	RateWindow window;
 	UsageCounters counters[ENVIRONMENT_COUNT];
@@ -418,24 +418,18 @@ enter_slot(const pg_uuid_t *key_id, bool make, UsagePartition **partition)
 }
 
 /*
- * Note that a slot has counts to flush.  Caller holds its spinlock, and has to
- * call push_dirty() after that is released if true is returned.
+ * Put a slot that has counts to flush on the dirty list, unless it is there.
+ * Caller holds the slot's spinlock: who finds the slot dirty relies on the list.
  */
-static bool
-become_dirty(UsageSlot *slot)
-{
-	if (slot->dirty)
-		return false;
-	slot->dirty = true;
-	return true;
-}
-
-/* Put a slot on the dirty list.  Caller holds the partition lock. */
 static void
-push_dirty(UsagePartition *partition, UsageSlot *slot)
+become_dirty(UsagePartition *partition, UsageSlot *slot)
 {
-	uint32 first = pg_atomic_read_u32(&partition->first_dirty);
+	uint32 first;
 
+	if (slot->dirty)
+		return;
+	slot->dirty = true;
+	first = pg_atomic_read_u32(&partition->first_dirty);
 	do
 	{
 		slot->next_dirty = (int) first;
@@ -450,7 +444,6 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool fl
 	UsagePartition *partition;
 	UsageSlot *slot = enter_slot(key_id, true, &partition);
 	bool admitted = true;
-	bool push = false;
 
 	if (slot == NULL)
 		return USAGE_EXHAUSTED;
@@ -468,12 +461,10 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool fl
 		counters->total_requests++;
 		counters->last_used_at = Max(counters->last_used_at, now);
 		slot->flagged |= flagged;
-		push = become_dirty(slot);
+		become_dirty(partition, slot);
 	}
 	SpinLockRelease(&slot->mutex);
 
-	if (push)
-		push_dirty(partition, slot);
 	LWLockRelease(partition->lock);
 	return admitted ? USAGE_ADMITTED : USAGE_LIMITED;
 }
@@ -493,18 +484,15 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 {
 	UsagePartition *partition;
 	UsageSlot *slot = enter_slot(key_id, make, &partition);
-	bool push;
 
 	if (slot == NULL)
 		return false;
 
 	SpinLockAcquire(&slot->mutex);
 	add_counters(&slot->counters[environment], counters, 1);
-	push = become_dirty(slot);
+	become_dirty(partition, slot);
 	SpinLockRelease(&slot->mutex);
 
-	if (push)
-		push_dirty(partition, slot);
 	LWLockRelease(partition->lock);
 	return true;
 }
@@ -602,17 +590,13 @@ usage_settle(const UsageDelta *deltas, int count)
 	{
 		const UsageDelta *delta = &deltas[i];
 		UsageSlot *slot = delta->slot;
-		bool push = false;
 
 		SpinLockAcquire(&slot->mutex);
 		if (delta->postponed)
-			push = become_dirty(slot);
+			become_dirty(partition_of(slot), slot);
 		else
 			add_counters(&slot->counters[delta->environment], &delta->counters, -1);
 		SpinLockRelease(&slot->mutex);
-
-		if (push)
-			push_dirty(partition_of(slot), slot);
 	}
 	pg_memory_barrier();
 	shared->committing = false;
@@ -633,9 +617,9 @@ collect_all_again(void)
 		{
 			UsageSlot *slot = &slots[i * slots_per_partition + s];
 
-			slot->dirty = slot_has_counts(slot);
-			if (slot->dirty)
-				push_dirty(partition, slot);
+			slot->dirty = false;
+			if (slot_has_counts(slot))
+				become_dirty(partition, slot);
 		}
 		LWLockRelease(partition->lock);
 	}

@@ -343,8 +343,8 @@ update_row(UsageTable *table, UsageDelta *delta, UsageRows *history)
 		history->count = before;
 	}
 
-	/* a row that was deleted has no key any more */
-	delta->postponed = result != TM_Deleted;
+	/* also if the row was deleted: only the next flush can tell whether its key was */
+	delta->postponed = true;
 	return 0;
 }
 

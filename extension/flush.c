@@ -197,7 +197,8 @@ open_table(UsageTable *table)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("table regpilot.key_usage is not as this version needs it")));
 
-	table->snapshot = GetActiveSnapshot();
+	/* only now: rows of a table rewritten while we waited are not in older snapshots */
+	table->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	table->estate = CreateExecutorState();
 	table->relation = makeNode(ResultRelInfo);
 	InitResultRelInfo(table->relation, relation, 0, NULL, 0);
@@ -218,6 +219,7 @@ close_table(UsageTable *table)
 	ExecDropSingleTupleTableSlot(table->replacement);
 	index_endscan(table->scan);
 	index_close(table->index, AccessShareLock);
+	UnregisterSnapshot(table->snapshot);
 	ExecCloseIndices(table->relation);
 	table_close(table->relation->ri_RelationDesc, NoLock);
 	FreeExecutorState(table->estate);

@@ -7,7 +7,8 @@
  * server the rate windows, and the counts that came too late for the worker's
  * last flush; before it makes shared memory anew after a crash the windows
  * alone, as nobody knows what the crashed process did, and a window that is
- * wrong harms for a minute only.  When the postmaster itself dies the worker
+ * wrong harms for a minute only; after a start that failed all that it had
+ * loaded.  When the postmaster itself dies the worker
  * saves in its place.  The file is removed and loaded by the postmaster that starts next.
  *
  * The clock of the windows goes on while the machine is up.  After a boot it
@@ -142,7 +143,8 @@ save(bool counters)
 static void
 save_in_postmaster(int code, Datum arg)
 {
-	save(code == 0);
+	/* a start that failed has left what was loaded as it was */
+	save(code == 0 || !usage_has_worker());
 }
 
 /* Read the header; false if the file is not ours. */

@@ -772,6 +772,12 @@ usage_close(void)
 }
 
 bool
+usage_has_worker(void)
+{
+	return shared->worker != NULL;
+}
+
+bool
 usage_next_record(int *position, bool counters, UsageRecord *record)
 {
 	counters &= !shared->committing;

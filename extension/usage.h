@@ -134,7 +134,8 @@ extern void usage_get_status(UsageStatus *status);
 
 /*
  * For saving.  usage_close() refuses slots to everyone from now on; false if
- * somebody may still be in one.  usage_next_record() copies what the next slot
+ * somebody may still be in one.  usage_has_worker() tells whether a worker has
+ * been there since the shared memory was made.  usage_next_record() copies what the next slot
  * holds that is worth saving, beginning at *position 0; false at the end.
  * Counts are left out if it is not certain that they are not in the table, or
  * if not asked for.  It takes no locks: call it when all other processes are
@@ -143,6 +144,7 @@ extern void usage_get_status(UsageStatus *status);
  * no slot.
  */
 pg_nodiscard extern bool usage_close(void);
+extern bool usage_has_worker(void);
 extern bool usage_next_record(int *position, bool counters, UsageRecord *record);
 pg_nodiscard extern bool usage_restore_record(const UsageRecord *record, int64 shift);
 

@@ -87,8 +87,8 @@ ratelimit_restore(RateWindow *window, const RateWindow *saved, int64 shift, int6
 	int64 oldest = newest - RATE_WINDOW_SECONDS;
 
 	/* rounded up: later is never too lenient */
-	int64 moved = (shift + USECS_PER_SEC - 1) / USECS_PER_SEC;
-	bool damaged = saved->second < RATE_BUCKETS || saved->second > newest - moved;
+	int64 moved = shift / USECS_PER_SEC + (shift % USECS_PER_SEC > 0 ? 1 : 0);
+	bool damaged = saved->second < RATE_BUCKETS || saved->second > newest - moved + 1;
 
 	memset(window, 0, sizeof(*window));
 	window->second = newest;
@@ -98,9 +98,9 @@ ratelimit_restore(RateWindow *window, const RateWindow *saved, int64 shift, int6
 	{
 		int64 second = newest;
 
-		/* the bucket's second, then and now */
+		/* the bucket's second, then and now; rounded up it may be a second ahead of us */
 		if (!damaged)
-			second = saved->second - (saved->second - i) % RATE_BUCKETS + moved;
+			second = Min(newest, saved->second - (saved->second - i) % RATE_BUCKETS + moved);
 		if (second >= oldest)
 			BUCKET(window, second) += Min(saved->buckets[i], BUCKET_MAX);
 	}

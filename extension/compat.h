@@ -66,6 +66,7 @@ compat_update_row(ResultRelInfo *relation, EState *estate, ItemPointer tid, Tupl
 #else
 		list_free(ExecInsertIndexTuples(relation, row, estate, true, false, NULL, NIL));
 #endif
+		ResetPerTupleExprContext(estate);
 	}
 	return result;
 }

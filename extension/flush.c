@@ -12,7 +12,7 @@
  * was last written.  When a later hour begins for it, the hour that is over goes
  * to regpilot.usage_history; regpilot.usage_hourly shows both.
  *
- * A flush waits for nobody: what somebody else has locked it postpones.
+ * A flush waits for nobody who holds a key or a row: it postpones what they hold.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,6 +26,7 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -455,6 +456,7 @@ flush_deltas(UsageDelta *deltas, int count)
 	{
 		UsageDelta *delta = &deltas[i];
 
+		CHECK_FOR_INTERRUPTS();
 		if (find_row(&table, delta))
 			written += update_row(&table, delta, &history);
 		else

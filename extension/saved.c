@@ -8,8 +8,8 @@
  * last flush; before it makes shared memory anew after a crash the windows
  * alone, as nobody knows what the crashed process did, and a window that is
  * wrong harms for a minute only; after a start that failed all that it had
- * loaded.  When the postmaster itself dies the worker
- * saves in its place.  The file is removed and loaded by the postmaster that starts next.
+ * loaded.  When the postmaster itself dies the worker saves in its place.  The
+ * file is removed and loaded by the postmaster that starts next.
  *
  * The clock of the windows goes on while the machine is up.  After a boot it
  * begins anew, and the time away does not count, as no other clock can be

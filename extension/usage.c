@@ -308,7 +308,7 @@ static bool
 slot_is_evictable(const UsageSlot *slot, int64 now)
 {
 	return ratelimit_is_empty(&slot->window, now) &&
-		   (!slot_has_counts(slot) || RecoveryInProgress());
+		   (!slot_has_counts(slot) || (IsUnderPostmaster && RecoveryInProgress()));
 }
 
 /* Take a slot out of its chain.  Caller holds the partition lock exclusively. */

@@ -135,8 +135,9 @@ extern void usage_get_status(UsageStatus *status);
 /*
  * For saving.  usage_close() refuses slots to everyone from now on; false if
  * somebody may still be in one.  usage_has_worker() tells whether a worker has
- * been there since the shared memory was made.  usage_next_record() copies what the next slot
- * holds that is worth saving, beginning at *position 0; false at the end.
+ * been there since the shared memory was made.  usage_next_record() copies what
+ * the next slot holds that is worth saving, beginning at *position 0; false at
+ * the end.
  * Counts are left out if it is not certain that they are not in the table, or
  * if not asked for.  It takes no locks: call it when all other processes are
  * gone, or after usage_close().  usage_restore_record() is for a server that

@@ -291,21 +291,6 @@ regpilot_authorize_many(PG_FUNCTION_ARGS)
 }
 
 /*
- * Add an outcome to the counters of its key.  False if it could not be kept:
- * the key has been deleted, or the slots are exhausted.
- */
-static bool
-record(CatalogReader *reader, const pg_uuid_t *key_id, Environment environment,
-	   const UsageCounters *outcome)
-{
-	if (usage_record(key_id, environment, outcome, false))
-		return true;
-
-	/* the slot has been evicted, or the caller has made the id up */
-	return catalog_has_key(reader, key_id) && usage_record(key_id, environment, outcome, true);
-}
-
-/*
  * The tokens of one request.  An upstream has made the number up: bounded, the
  * sums stay within a bigint, which a flush of all keys depends on, and each fits
  * the request log.
@@ -338,12 +323,19 @@ regpilot_record_many(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < key_ids.count; i++)
 	{
+		const pg_uuid_t *key_id = element_pointer(&key_ids, i);
 		const text *environment = element_text(&environments, i);
+		pg_uuid_t project_id;
 
-		if (key_ids.nulls[i] || environment == NULL || statuses.nulls[i])
+		CHECK_FOR_INTERRUPTS();
+		/* a key that is not there has been deleted, or the caller has made it up */
+		if (key_id == NULL || environment == NULL || statuses.nulls[i] ||
+			!catalog_find_project(reader, key_id, &project_id))
 			continue;
+
 		entries[count++] = (RequestLogEntry){
-			.key_id = element_pointer(&key_ids, i),
+			.project_id = project_id,
+			.key_id = key_id,
 			.environment =
 				environment_from_name(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)),
 			.status = DatumGetInt32(statuses.values[i]),
@@ -367,7 +359,7 @@ regpilot_record_many(PG_FUNCTION_ARGS)
 			.completion_tokens = entry->completion_tokens,
 		};
 
-		if (record(reader, entry->key_id, entry->environment, &outcome))
+		if (usage_record(entry->key_id, entry->environment, &outcome))
 			recorded++;
 	}
 

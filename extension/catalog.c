@@ -473,9 +473,15 @@ catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], C
 }
 
 bool
-catalog_has_key(CatalogReader *reader, const pg_uuid_t *id)
+catalog_find_project(CatalogReader *reader, const pg_uuid_t *key_id, pg_uuid_t *project_id)
 {
-	return find_row(&reader->key_by_id, reader->snapshot, UUIDPGetDatum(id)) != NULL;
+	TupleTableSlot *key_row = find_row(&reader->key_by_id, reader->snapshot, UUIDPGetDatum(key_id));
+	bool isnull;
+
+	if (key_row == NULL)
+		return false;
+	*project_id = *DatumGetUUIDP(slot_getattr(key_row, Anum_api_key_project_id, &isnull));
+	return true;
 }
 
 Datum

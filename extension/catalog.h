@@ -76,10 +76,11 @@ extern bool catalog_exists(void);
 extern CatalogReader *catalog_open(void);
 extern void catalog_close(CatalogReader *reader);
 
-/* Find a key by its digest or by its id; false if there is none. */
+/* Find a key by its digest, or its project by its id; false if there is no such key. */
 pg_nodiscard extern bool catalog_find_key(CatalogReader *reader,
 										  const uint8 digest[KEY_DIGEST_LENGTH], CatalogKey *key);
-pg_nodiscard extern bool catalog_has_key(CatalogReader *reader, const pg_uuid_t *id);
+pg_nodiscard extern bool catalog_find_project(CatalogReader *reader, const pg_uuid_t *key_id,
+											  pg_uuid_t *project_id);
 
 /* A verdict as a Datum of regpilot.verdict. */
 extern Datum catalog_verdict(Verdict verdict);

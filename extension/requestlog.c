@@ -68,6 +68,7 @@ PG_FUNCTION_INFO_V1(regpilot_maintain_request_log);
 /* The columns of entries, each an array. */
 enum
 {
+	COLUMN_PROJECT_ID,
 	COLUMN_KEY_ID,
 	COLUMN_ENVIRONMENT,
 	COLUMN_STATUS,
@@ -87,6 +88,7 @@ static const struct
 	bool by_value;
 	char alignment;
 } columns[COLUMN_COUNT] = {
+	[COLUMN_PROJECT_ID] = {UUIDOID, UUIDARRAYOID, UUID_LEN, false, TYPALIGN_CHAR},
 	[COLUMN_KEY_ID] = {UUIDOID, UUIDARRAYOID, UUID_LEN, false, TYPALIGN_CHAR},
 	[COLUMN_ENVIRONMENT] = {TEXTOID, TEXTARRAYOID, -1, false, TYPALIGN_INT},
 	[COLUMN_STATUS] = {INT4OID, INT4ARRAYOID, 4, true, TYPALIGN_INT},
@@ -100,18 +102,12 @@ static const struct
 #define PARAMETER_AT COLUMN_COUNT
 #define PARAMETER_COUNT (PARAMETER_AT + 1)
 
-/* In the order of the entries, which their ids then tell. */
 static const char append_statement[] =
 	"INSERT INTO regpilot.request_log (at, project_id, key_id, environment, status, latency_ms,"
 	" model, prompt_tokens, completion_tokens)"
-	" SELECT $8, k.project_id, e.key_id, e.environment, e.status, e.latency_ms, e.model,"
-	" e.prompt_tokens, e.completion_tokens"
-	" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
-	" WITH ORDINALITY AS e (key_id, environment, status, latency_ms, model, prompt_tokens,"
-	" completion_tokens, ordinal)"
-	" JOIN regpilot.api_key AS k ON k.id OPERATOR(pg_catalog.=) e.key_id"
-	" ORDER BY e.ordinal";
+	" SELECT $9, e.* FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),"
+	" pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6),"
+	" pg_catalog.unnest($7), pg_catalog.unnest($8)) AS e";
 
 /* Whose rights we had before we took the owner's. */
 typedef struct Caller
@@ -206,6 +202,9 @@ column_array(int column, const RequestLogEntry *entries, int count)
 
 		switch (column)
 		{
+			case COLUMN_PROJECT_ID:
+				values[i] = UUIDPGetDatum(&entry->project_id);
+				break;
 			case COLUMN_KEY_ID:
 				values[i] = UUIDPGetDatum(entry->key_id);
 				break;
@@ -239,8 +238,7 @@ column_array(int column, const RequestLogEntry *entries, int count)
 
 /*
  * The statement's plan, kept for the session; the server plans anew when a table
- * has changed.  Generic: one that is made for the values of a large batch might
- * read all keys.
+ * has changed.
  */
 static SPIPlanPtr
 append_plan(void)
@@ -255,7 +253,7 @@ append_plan(void)
 		types[i] = columns[i].array;
 	types[PARAMETER_AT] = TIMESTAMPTZOID;
 
-	plan = SPI_prepare_cursor(append_statement, PARAMETER_COUNT, types, CURSOR_OPT_GENERIC_PLAN);
+	plan = SPI_prepare(append_statement, PARAMETER_COUNT, types);
 	if (plan == NULL)
 		elog(ERROR, "could not prepare to write the request log: %s",
 			 SPI_result_code_string(SPI_result));
@@ -279,9 +277,7 @@ requestlog_append(const RequestLogEntry *entries, int count)
 
 	caller = become_owner(find_log());
 	SPI_connect();
-	/* by the latest snapshot, as the keys are judged and counted */
-	result = SPI_execute_snapshot(append_plan(), values, NULL, GetLatestSnapshot(), InvalidSnapshot,
-								  false, true, 0);
+	result = SPI_execute_plan(append_plan(), values, NULL, false, 0);
 	if (result != SPI_OK_INSERT)
 		elog(ERROR, "could not write the request log: %s", SPI_result_code_string(result));
 	SPI_finish();

@@ -19,6 +19,7 @@
 typedef struct RequestLogEntry
 {
 	const pg_uuid_t *key_id;
+	pg_uuid_t project_id;
 	Environment environment;
 	int status;		   /* of the HTTP answer */
 	int latency;	   /* ms; negative: unknown */
@@ -29,9 +30,9 @@ typedef struct RequestLogEntry
 
 /*
  * Write a row for each entry, in the current transaction, timed by the clock of
- * this moment.  Entries of keys that have been deleted are left out.  Nothing is
- * written in a read-only transaction, so nothing on a standby.  The caller needs
- * no privilege on the table.  Raises what an INSERT raises.
+ * this moment.  Nothing is written in a read-only transaction, so nothing on a
+ * standby.  The caller needs no privilege on the table.  Raises what an INSERT
+ * raises.
  */
 extern void requestlog_append(const RequestLogEntry *entries, int count);
 

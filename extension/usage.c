@@ -386,11 +386,11 @@ make_slot(UsagePartition *partition, int *head, const UsageKey *key)
 }
 
 /*
- * Find a key's slot, or make it if asked to.  Unless NULL is returned, the
+ * Find a key's slot, or make it.  Unless NULL is returned, the
  * partition's lock is held, and the caller must call leave_slot().
  */
 static UsageSlot *
-enter_slot(const pg_uuid_t *key_id, bool make, UsagePartition **partition)
+enter_slot(const pg_uuid_t *key_id, UsagePartition **partition)
 {
 	UsageKey key;
 	int *head;
@@ -402,7 +402,7 @@ enter_slot(const pg_uuid_t *key_id, bool make, UsagePartition **partition)
 
 	LWLockAcquire((*partition)->lock, LW_SHARED);
 	slot = find_slot(*head, &key);
-	if (slot == NULL && make)
+	if (slot == NULL)
 	{
 		LWLockRelease((*partition)->lock);
 		LWLockAcquire((*partition)->lock, LW_EXCLUSIVE);
@@ -442,7 +442,7 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool fl
 			TimestampTz now, RateDecision *decision)
 {
 	UsagePartition *partition;
-	UsageSlot *slot = enter_slot(key_id, true, &partition);
+	UsageSlot *slot = enter_slot(key_id, &partition);
 	bool admitted = true;
 
 	if (slot == NULL)
@@ -479,11 +479,10 @@ add_counters(UsageCounters *sum, const UsageCounters *counters, int sign)
 }
 
 bool
-usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounters *counters,
-			 bool make)
+usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounters *counters)
 {
 	UsagePartition *partition;
-	UsageSlot *slot = enter_slot(key_id, make, &partition);
+	UsageSlot *slot = enter_slot(key_id, &partition);
 
 	if (slot == NULL)
 		return false;

@@ -96,13 +96,11 @@ pg_nodiscard extern UsageAdmission usage_admit(const pg_uuid_t *key_id, Environm
 											   RateDecision *decision);
 
 /*
- * Add the outcome of requests counted before.  If the key's slot has been
- * evicted since, a new one is made only if the key may have one: false is
- * returned while "make" is false and there is none, or when slots are
- * exhausted.
+ * Add the outcome of requests of a valid key, counted before.  False if it could
+ * not be kept: its slot has been evicted since, and slots are exhausted.
  */
 pg_nodiscard extern bool usage_record(const pg_uuid_t *key_id, Environment environment,
-									  const UsageCounters *counters, bool make);
+									  const UsageCounters *counters);
 
 /*
  * For the worker, in this order.  usage_attach_worker() announces it; what its

@@ -386,8 +386,8 @@ make_slot(UsagePartition *partition, int *head, const UsageKey *key)
 }
 
 /*
- * Find a key's slot, or make it.  Unless NULL is returned, the
- * partition's lock is held, and the caller must call leave_slot().
+ * Find a key's slot, or make it.  Unless NULL is returned, the partition's lock
+ * is held, and the caller must release it.
  */
 static UsageSlot *
 enter_slot(const pg_uuid_t *key_id, UsagePartition **partition)

@@ -50,8 +50,9 @@ my @numbers = $load->add_keys(qq{
 	SELECT k.key_id, k.key FROM generate_series(0, $changes - 1) i, regpilot.create_project('project ' || i, 'plan-' || i) p,
 		regpilot.create_key(p, 'key') k ORDER BY i});
 
-# They hear of what is refused, ten times, and go on to the next key.
-my @common = (keys => \@numbers, refusals => 10);
+# They hear of what is refused, ten times, and go on to the next key. They pause
+# now and then, or we could not read their logs as fast as they write them.
+my @common = (keys => \@numbers, refusals => 10, burst => 10, pause => 2);
 $load->start(@common) for 1 .. 4;
 $load->start(@common, transaction => 50) for 1 .. 2;
 $load->start(@common, batch => 8);

@@ -30,7 +30,6 @@
 #include "miscadmin.h"
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
-#include "pgstat.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -622,24 +621,9 @@ clock_is_steady(TimestampTz now)
 void
 requestlog_maintain(TimestampTz now)
 {
-	MemoryContext context = CurrentMemoryContext;
 	Upkeep upkeep = {.now = now, .drop = clock_is_steady(now)};
 
-	if (RecoveryInProgress())
-		return;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	pgstat_report_activity(STATE_RUNNING, "maintaining the request log");
-
 	attempt(maintain_step, &upkeep, "maintain the request log");
-
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
-	pgstat_report_stat(false);
-	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
 /* What the worker does hourly, as of a time that the caller answers for. */

@@ -38,10 +38,10 @@ extern void requestlog_append(const RequestLogEntry *entries, int count);
 
 /*
  * Make the partitions of today and the next days, and drop what is older than
- * regpilot.log_retention.  For the worker, outside a transaction: at its start and
- * about once an hour, by a clock that cannot be stepped.  Whatever hinders a part
- * of it becomes a WARNING, and that part waits for the next call; only a cancel is
- * raised.  Does nothing where the extension is not installed.
+ * regpilot.log_retention.  For the worker, which is in a transaction with an active
+ * snapshot: at its start and about once an hour, by a clock that cannot be stepped.
+ * Whatever hinders a part of it becomes a WARNING, and that part waits for the next
+ * call; only a cancel is raised.  Does nothing where the extension is not installed.
  */
 extern void requestlog_maintain(TimestampTz now);
 

@@ -158,7 +158,10 @@ upkeep(TimestampTz as_of)
 		if (catalog_exists() && stale_flag_keys(as_of) == STALE_BATCH)
 			next = 0;
 		commit();
+
+		begin("maintaining the request log");
 		requestlog_maintain(as_of);
+		commit();
 	}
 	PG_CATCH();
 	{

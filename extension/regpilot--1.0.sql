@@ -159,8 +159,8 @@ CREATE TRIGGER refuse_to_unrevoke BEFORE UPDATE ON regpilot.api_key
 	FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
 	EXECUTE FUNCTION regpilot.refuse_to_unrevoke();
 
--- Written by the worker only, in flush.c, which knows the columns by number. The
--- last five are what of the totals belongs to the hour of the last flush. Room is
+-- Written by the worker only, in fold.c, which knows the columns by number. The
+-- last five are what of the totals belongs to the hour of the last update. Room is
 -- left in each page so that updates stay heap-only.
 CREATE TABLE regpilot.key_usage (
 	key_id uuid NOT NULL REFERENCES regpilot.api_key (id) ON DELETE CASCADE,
@@ -179,7 +179,7 @@ CREATE TABLE regpilot.key_usage (
 ) WITH (fillfactor = 50);
 
 -- The hours that are over. Rows go with the row of key_usage, not with the key:
--- a flush holds that row while it adds to these.
+-- the worker holds that row while it adds to these.
 CREATE TABLE regpilot.usage_history (
 	key_id uuid NOT NULL,
 	environment text COLLATE "C" NOT NULL,
@@ -191,6 +191,24 @@ CREATE TABLE regpilot.usage_history (
 	PRIMARY KEY (key_id, environment, hour),
 	FOREIGN KEY (key_id, environment) REFERENCES regpilot.key_usage ON DELETE CASCADE
 );
+
+-- What was flushed and not added to the totals yet, many keys to a row: the
+-- worker's own; see journal.c. Ids and times are not worth compressing.
+CREATE TABLE regpilot.usage_journal (
+	partition int NOT NULL CHECK (partition BETWEEN 0 AND 63),
+	writer uuid NOT NULL,
+	key_ids uuid[] NOT NULL,
+	environments text[] NOT NULL,
+	hours timestamptz[] NOT NULL,
+	total_requests bigint[] NOT NULL,
+	failed_requests bigint[] NOT NULL,
+	prompt_tokens bigint[] NOT NULL,
+	completion_tokens bigint[] NOT NULL,
+	last_used_at timestamptz[] NOT NULL
+);
+ALTER TABLE regpilot.usage_journal
+	ALTER COLUMN key_ids SET STORAGE EXTERNAL,
+	ALTER COLUMN last_used_at SET STORAGE EXTERNAL;
 
 CREATE VIEW regpilot.usage_hourly WITH (security_invoker = true) AS
 SELECT key_id, environment, hour, total_requests, failed_requests, prompt_tokens, completion_tokens
@@ -613,6 +631,7 @@ SELECT pg_catalog.pg_extension_config_dump('regpilot.project_member', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.api_key', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.key_usage', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.usage_history', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.usage_journal', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.upstream', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.route', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.route_id_seq', '');

@@ -6,9 +6,9 @@
  *
  * The parts and who may include whom (left may not include right):
  *
- *	regpilot, compat <- key, ratelimit, restore <- secret, argument, usage, catalog
- *		<- requestlog <- audit, authorize, flush, lifecycle, member, notify, saved,
- *		stale, worker, settings <- regpilot.c
+ *	regpilot, compat <- columns, key, ratelimit, restore <- secret, argument, usage,
+ *		catalog <- journal, requestlog <- audit, authorize, fold, lifecycle, member,
+ *		notify, saved, stale, worker, settings <- regpilot.c
  *
  *-------------------------------------------------------------------------
  */

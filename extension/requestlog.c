@@ -31,7 +31,6 @@
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "storage/lmgr.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/lsyscache.h"
@@ -42,6 +41,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "columns.h"
 #include "compat.h"
 #include "usage.h"
 
@@ -79,22 +79,11 @@ enum
 
 #define COLUMN_COUNT (COLUMN_COMPLETION_TOKENS + 1)
 
-static const struct
-{
-	Oid element;
-	Oid array;
-	int16 length;
-	bool by_value;
-	char alignment;
-} columns[COLUMN_COUNT] = {
-	[COLUMN_PROJECT_ID] = {UUIDOID, UUIDARRAYOID, UUID_LEN, false, TYPALIGN_CHAR},
-	[COLUMN_KEY_ID] = {UUIDOID, UUIDARRAYOID, UUID_LEN, false, TYPALIGN_CHAR},
-	[COLUMN_ENVIRONMENT] = {TEXTOID, TEXTARRAYOID, -1, false, TYPALIGN_INT},
-	[COLUMN_STATUS] = {INT4OID, INT4ARRAYOID, 4, true, TYPALIGN_INT},
-	[COLUMN_LATENCY] = {INT4OID, INT4ARRAYOID, 4, true, TYPALIGN_INT},
-	[COLUMN_MODEL] = {TEXTOID, TEXTARRAYOID, -1, false, TYPALIGN_INT},
-	[COLUMN_PROMPT_TOKENS] = {INT4OID, INT4ARRAYOID, 4, true, TYPALIGN_INT},
-	[COLUMN_COMPLETION_TOKENS] = {INT4OID, INT4ARRAYOID, 4, true, TYPALIGN_INT},
+static const ColumnType *const columns[COLUMN_COUNT] = {
+	[COLUMN_PROJECT_ID] = &column_uuid,	   [COLUMN_KEY_ID] = &column_uuid,
+	[COLUMN_ENVIRONMENT] = &column_text,   [COLUMN_STATUS] = &column_int4,
+	[COLUMN_LATENCY] = &column_int4,	   [COLUMN_MODEL] = &column_text,
+	[COLUMN_PROMPT_TOKENS] = &column_int4, [COLUMN_COMPLETION_TOKENS] = &column_int4,
 };
 
 /* The statement's parameters: the columns, and the time. */
@@ -189,11 +178,10 @@ model_datum(const text *model)
 
 /* One column of all entries, as an array. */
 static Datum
-column_array(int column, const RequestLogEntry *entries, int count)
+entries_column(int column, const RequestLogEntry *entries, int count)
 {
 	Datum *values = palloc(count * sizeof(Datum));
 	bool *nulls = palloc0(count * sizeof(bool));
-	int lower_bound = 1;
 
 	for (int i = 0; i < count; i++)
 	{
@@ -230,9 +218,7 @@ column_array(int column, const RequestLogEntry *entries, int count)
 		}
 	}
 
-	return PointerGetDatum(construct_md_array(values, nulls, 1, &count, &lower_bound,
-											  columns[column].element, columns[column].length,
-											  columns[column].by_value, columns[column].alignment));
+	return column_array(columns[column], values, nulls, count);
 }
 
 /*
@@ -249,7 +235,7 @@ append_plan(void)
 		return plan;
 
 	for (int i = 0; i < COLUMN_COUNT; i++)
-		types[i] = columns[i].array;
+		types[i] = columns[i]->array;
 	types[PARAMETER_AT] = TIMESTAMPTZOID;
 
 	plan = SPI_prepare(append_statement, PARAMETER_COUNT, types);
@@ -271,7 +257,7 @@ requestlog_append(const RequestLogEntry *entries, int count)
 		return;
 
 	for (int i = 0; i < COLUMN_COUNT; i++)
-		values[i] = column_array(i, entries, count);
+		values[i] = entries_column(i, entries, count);
 	values[PARAMETER_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
 
 	caller = become_owner(find_log());

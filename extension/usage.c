@@ -54,7 +54,6 @@
 #include "utils/timestamp.h"
 
 #define TRANCHE_NAME "regpilot"
-#define PARTITION_COUNT 64 /* a power of two */
 #define NO_SLOT (-1)
 #define FLUSH_WAIT_MS 30000
 #define SEARCH_INTERVAL 10000 /* microseconds between searches of a full partition */
@@ -91,23 +90,24 @@ typedef struct UsagePartition
 
 typedef struct UsageShared
 {
-	slock_t mutex;			/* guards the next five */
+	slock_t mutex;			/* guards the next six */
 	Latch *worker;			/* NULL until there has been one */
 	uint64 flush_requested; /* number of the latest request */
 	uint64 flush_done;		/* and of the latest one that is done */
-	int flush_rows;			/* rows that that one wrote */
-	TimestampTz flushed_at; /* when it ended */
+	int done_rows;			/* rows that that one wrote */
+	TimestampTz flushed_at; /* end of the last flush, requested or not */
+	int flushed_rows;		/* rows that it wrote */
 	ConditionVariable flush_finished;
 
 	bool committing; /* written by the worker: see usage_begin_commit() */
 	bool closed;	 /* once true stays so: see usage_close() */
 
-	UsagePartition partitions[PARTITION_COUNT];
+	UsagePartition partitions[USAGE_PARTITIONS];
 } UsageShared;
 
 static UsageShared *shared = NULL;
-static int *buckets;	 /* [PARTITION_COUNT][bucket_count]: partition lock */
-static UsageSlot *slots; /* [PARTITION_COUNT][slots_per_partition] */
+static int *buckets;	 /* [USAGE_PARTITIONS][bucket_count]: partition lock */
+static UsageSlot *slots; /* [USAGE_PARTITIONS][slots_per_partition] */
 
 static int slots_per_partition;
 static int bucket_count; /* in a partition; a power of two */
@@ -122,7 +122,7 @@ static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
 static void
 size_partitions(void)
 {
-	double mean = (double) regpilot_max_keys / PARTITION_COUNT;
+	double mean = (double) regpilot_max_keys / USAGE_PARTITIONS;
 
 	slots_per_partition = (int) ceil(mean + 4 * sqrt(mean)) + 4;
 	bucket_count = 1;
@@ -133,13 +133,13 @@ size_partitions(void)
 static Size
 buckets_size(void)
 {
-	return mul_size(PARTITION_COUNT, mul_size(bucket_count, sizeof(int)));
+	return mul_size(USAGE_PARTITIONS, mul_size(bucket_count, sizeof(int)));
 }
 
 static Size
 slots_size(void)
 {
-	return mul_size(PARTITION_COUNT, mul_size(slots_per_partition, sizeof(UsageSlot)));
+	return mul_size(USAGE_PARTITIONS, mul_size(slots_per_partition, sizeof(UsageSlot)));
 }
 
 static Size
@@ -157,7 +157,7 @@ usage_shmem_request(void)
 
 	size_partitions();
 	RequestAddinShmemSpace(shared_size());
-	RequestNamedLWLockTranche(TRANCHE_NAME, PARTITION_COUNT);
+	RequestNamedLWLockTranche(TRANCHE_NAME, USAGE_PARTITIONS);
 }
 
 static void
@@ -170,7 +170,7 @@ initialize_shared(void)
 	ConditionVariableInit(&shared->flush_finished);
 	memset(buckets, 0xFF, buckets_size()); /* NO_SLOT everywhere */
 
-	for (int i = 0; i < PARTITION_COUNT; i++)
+	for (int i = 0; i < USAGE_PARTITIONS; i++)
 	{
 		UsagePartition *partition = &shared->partitions[i];
 		int first = i * slots_per_partition;
@@ -266,8 +266,8 @@ static UsagePartition *
 locate(const UsageKey *key, int **head)
 {
 	uint32 hash = hash_bytes((const unsigned char *) key, sizeof(UsageKey));
-	int partition = hash % PARTITION_COUNT;
-	int bucket = (hash / PARTITION_COUNT) & (bucket_count - 1);
+	int partition = hash % USAGE_PARTITIONS;
+	int bucket = (hash / USAGE_PARTITIONS) & (bucket_count - 1);
 
 	*head = &buckets[(size_t) partition * bucket_count + bucket];
 	return &shared->partitions[partition];
@@ -469,13 +469,23 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool fl
 	return admitted ? USAGE_ADMITTED : USAGE_LIMITED;
 }
 
-static void
-add_counters(UsageCounters *sum, const UsageCounters *counters, int sign)
+void
+usage_add_counters(UsageCounters *sum, const UsageCounters *counters)
 {
-	sum->total_requests += sign * counters->total_requests;
-	sum->failed_requests += sign * counters->failed_requests;
-	sum->prompt_tokens += sign * counters->prompt_tokens;
-	sum->completion_tokens += sign * counters->completion_tokens;
+	sum->total_requests += counters->total_requests;
+	sum->failed_requests += counters->failed_requests;
+	sum->prompt_tokens += counters->prompt_tokens;
+	sum->completion_tokens += counters->completion_tokens;
+	sum->last_used_at = Max(sum->last_used_at, counters->last_used_at);
+}
+
+static void
+subtract_counters(UsageCounters *sum, const UsageCounters *counters)
+{
+	sum->total_requests -= counters->total_requests;
+	sum->failed_requests -= counters->failed_requests;
+	sum->prompt_tokens -= counters->prompt_tokens;
+	sum->completion_tokens -= counters->completion_tokens;
 }
 
 bool
@@ -488,7 +498,7 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 		return false;
 
 	SpinLockAcquire(&slot->mutex);
-	add_counters(&slot->counters[environment], counters, 1);
+	usage_add_counters(&slot->counters[environment], counters);
 	become_dirty(partition, slot);
 	SpinLockRelease(&slot->mutex);
 
@@ -496,30 +506,49 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 	return true;
 }
 
-/* The partition that a slot lies in. */
-static UsagePartition *
-partition_of(const UsageSlot *slot)
+void
+usage_add_delta(UsageDeltas *list, const UsageDelta *delta)
 {
-	return &shared->partitions[(slot - slots) / slots_per_partition];
+	if (list->count == list->capacity)
+	{
+		list->capacity = Max(1024, list->capacity * 2);
+		list->items = list->items == NULL
+						  ? palloc(list->capacity * sizeof(UsageDelta))
+						  : repalloc_huge(list->items, list->capacity * sizeof(UsageDelta));
+	}
+	list->items[list->count++] = *delta;
 }
 
 /*
- * Take what a slot of the dirty list has counted, and where the list goes on.
- * Caller holds the partition lock.  Returns the number of deltas, at most
- * ENVIRONMENT_COUNT.
+ * The hour that a delta belongs to: that of its last request, which may be a
+ * flush interval later than its first one.
+ */
+static TimestampTz
+hour_of(const UsageCounters *counters)
+{
+	TimestampTz time = counters->last_used_at;
+
+	if (time == 0)
+		time = GetCurrentTimestamp();
+	return time - time % USECS_PER_HOUR;
+}
+
+/*
+ * Take what a slot of the dirty list has counted.  Caller holds the partition
+ * lock.  Returns where the list goes on.
  */
 static int
-collect_slot(UsageSlot *slot, UsageDelta *deltas, int *next_dirty)
+collect_slot(UsageSlot *slot, int partition, UsageDeltas *deltas)
 {
 	bool ours = slot->key.database == MyDatabaseId;
+	UsageDelta delta = {.slot = slot, .partition = partition, .key_id = slot->key.key_id};
 	UsageCounters counters[ENVIRONMENT_COUNT];
-	bool flagged;
-	int count = 0;
+	int next_dirty;
 
 	SpinLockAcquire(&slot->mutex);
-	*next_dirty = slot->next_dirty; /* once not dirty it may be pushed again */
+	next_dirty = slot->next_dirty; /* once not dirty it may be pushed again */
 	slot->dirty = false;
-	flagged = slot->flagged;
+	delta.flagged = slot->flagged;
 	slot->flagged = false;
 	memcpy(counters, slot->counters, sizeof(counters));
 
@@ -535,25 +564,20 @@ collect_slot(UsageSlot *slot, UsageDelta *deltas, int *next_dirty)
 	{
 		if (counters_are_zero(&counters[i]))
 			continue;
-		deltas[count].slot = slot;
-		deltas[count].key_id = slot->key.key_id;
-		deltas[count].environment = (Environment) i;
-		deltas[count].flagged = flagged;
-		deltas[count].postponed = false;
-		deltas[count].counters = counters[i];
-		count++;
+		delta.environment = (Environment) i;
+		delta.hour = hour_of(&counters[i]);
+		delta.counters = counters[i];
+		usage_add_delta(deltas, &delta);
 	}
-	return count;
+	return next_dirty;
 }
 
-UsageDelta *
-usage_collect(int *count)
+UsageDeltas
+usage_collect(void)
 {
-	int capacity = 1024;
-	UsageDelta *deltas = palloc(capacity * sizeof(UsageDelta));
+	UsageDeltas deltas = {0};
 
-	*count = 0;
-	for (int i = 0; i < PARTITION_COUNT; i++)
+	for (int i = 0; i < USAGE_PARTITIONS; i++)
 	{
 		UsagePartition *partition = &shared->partitions[i];
 		int slot;
@@ -561,14 +585,7 @@ usage_collect(int *count)
 		LWLockAcquire(partition->lock, LW_SHARED);
 		slot = (int) pg_atomic_exchange_u32(&partition->first_dirty, (uint32) NO_SLOT);
 		while (slot != NO_SLOT)
-		{
-			if (capacity - *count < ENVIRONMENT_COUNT)
-			{
-				capacity *= 2;
-				deltas = repalloc_huge(deltas, capacity * sizeof(UsageDelta));
-			}
-			*count += collect_slot(&slots[slot], deltas + *count, &slot);
-		}
+			slot = collect_slot(&slots[slot], i, &deltas);
 		LWLockRelease(partition->lock);
 	}
 	return deltas;
@@ -582,30 +599,34 @@ usage_begin_commit(void)
 }
 
 void
-usage_settle(const UsageDelta *deltas, int count)
+usage_settle(const UsageDeltas *deltas)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
 	/* nonzero counters hold each slot in its place: no partition lock needed */
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < deltas->count; i++)
 	{
-		const UsageDelta *delta = &deltas[i];
+		const UsageDelta *delta = &deltas->items[i];
 		UsageSlot *slot = delta->slot;
 
 		SpinLockAcquire(&slot->mutex);
-		if (delta->postponed)
-			become_dirty(partition_of(slot), slot);
-		else
-			add_counters(&slot->counters[delta->environment], &delta->counters, -1);
+		subtract_counters(&slot->counters[delta->environment], &delta->counters);
 		SpinLockRelease(&slot->mutex);
 	}
 	pg_memory_barrier();
 	shared->committing = false;
+
+	SpinLockAcquire(&shared->mutex);
+	shared->flushed_at = now;
+	shared->flushed_rows = deltas->count;
+	SpinLockRelease(&shared->mutex);
 }
 
 /* Make the dirty lists anew from the slots that have counts. */
 static void
 collect_all_again(void)
 {
-	for (int i = 0; i < PARTITION_COUNT; i++)
+	for (int i = 0; i < USAGE_PARTITIONS; i++)
 	{
 		UsagePartition *partition = &shared->partitions[i];
 
@@ -649,12 +670,9 @@ usage_requested_flush(void)
 void
 usage_finish_flush(uint64 request, int rows)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
 	SpinLockAcquire(&shared->mutex);
 	shared->flush_done = request;
-	shared->flush_rows = rows;
-	shared->flushed_at = now;
+	shared->done_rows = rows;
 	SpinLockRelease(&shared->mutex);
 	ConditionVariableBroadcast(&shared->flush_finished);
 }
@@ -684,7 +702,7 @@ usage_wait_for_flush(void)
 
 		SpinLockAcquire(&shared->mutex);
 		done = shared->flush_done;
-		rows = shared->flush_rows;
+		rows = shared->done_rows;
 		SpinLockRelease(&shared->mutex);
 
 		if (done >= request)
@@ -704,7 +722,7 @@ usage_wait_for_flush(void)
 						FLUSH_WAIT_MS / 1000),
 				 errdetail("The counts are kept, and written when the worker can."),
 				 errhint(
-					 "See the server log for errors of the worker, and end transactions that lock regpilot.key_usage.")));
+					 "See the server log for errors of the worker, and end transactions that lock regpilot.usage_journal or regpilot.key_usage.")));
 		}
 		(void) ConditionVariableTimedSleep(&shared->flush_finished, left, PG_WAIT_EXTENSION);
 	}
@@ -717,14 +735,14 @@ usage_get_status(UsageStatus *status)
 
 	memset(status, 0, sizeof(*status));
 	status->bytes = shared_size();
-	status->slots = PARTITION_COUNT * slots_per_partition;
+	status->slots = USAGE_PARTITIONS * slots_per_partition;
 
 	SpinLockAcquire(&shared->mutex);
 	status->flushed_at = shared->flushed_at;
-	status->flushed_rows = shared->flush_rows;
+	status->flushed_rows = shared->flushed_rows;
 	SpinLockRelease(&shared->mutex);
 
-	for (int i = 0; i < PARTITION_COUNT; i++)
+	for (int i = 0; i < USAGE_PARTITIONS; i++)
 	{
 		UsagePartition *partition = &shared->partitions[i];
 
@@ -757,7 +775,7 @@ usage_close(void)
 	pg_memory_barrier();
 
 	/* who has entered a slot before holds its partition's lock until he leaves */
-	for (int i = 0; i < PARTITION_COUNT; i++)
+	for (int i = 0; i < USAGE_PARTITIONS; i++)
 	{
 		while (!LWLockConditionalAcquire(shared->partitions[i].lock, LW_EXCLUSIVE))
 		{
@@ -781,7 +799,7 @@ usage_next_record(int *position, bool counters, UsageRecord *record)
 {
 	counters &= !shared->committing;
 
-	while (*position < PARTITION_COUNT * slots_per_partition)
+	while (*position < USAGE_PARTITIONS * slots_per_partition)
 	{
 		const UsageSlot *slot = &slots[(*position)++];
 

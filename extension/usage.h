@@ -21,6 +21,8 @@
 #include "compat.h"
 #include "ratelimit.h"
 
+#define USAGE_PARTITIONS 64 /* a power of two */
+
 typedef enum UsageAdmission
 {
 	USAGE_ADMITTED,	 /* counted, and has its place in the window */
@@ -40,16 +42,25 @@ typedef struct UsageCounters
 
 struct UsageSlot;
 
-/* Counts of a slot that wait to be written to the table. */
+/* What was counted, and waits to be added to the tables. */
 typedef struct UsageDelta
 {
-	struct UsageSlot *slot;
+	struct UsageSlot *slot; /* it was collected from */
+	int partition;			/* that its key belongs to, below USAGE_PARTITIONS */
 	pg_uuid_t key_id;
 	Environment environment;
-	bool flagged;	/* the key was used while flagged as stale */
-	bool postponed; /* set by the flush: not written, to be collected again */
+	bool flagged;	  /* the key was used while flagged as stale */
+	TimestampTz hour; /* that it belongs to */
 	UsageCounters counters;
 } UsageDelta;
+
+/* A list of them, in the memory context that was current at its first addition. */
+typedef struct UsageDeltas
+{
+	UsageDelta *items;
+	int count;
+	int capacity;
+} UsageDeltas;
 
 /* All that is known of a key, as it is saved over a restart of the server. */
 typedef struct UsageRecord
@@ -71,7 +82,7 @@ typedef struct UsageStatus
 	int64 evicted;			/* keys that gave their slot to another */
 	int64 refused;			/* requests that found no slot */
 	TimestampTz flushed_at; /* end of the last flush, 0: none yet */
-	int flushed_rows;		/* that that one wrote */
+	int flushed_rows;		/* keys and environments that that one wrote */
 } UsageStatus;
 
 /* Ask for shared memory and install the hooks.  Called once, at preload. */
@@ -102,29 +113,36 @@ pg_nodiscard extern UsageAdmission usage_admit(const pg_uuid_t *key_id, Environm
 pg_nodiscard extern bool usage_record(const pg_uuid_t *key_id, Environment environment,
 									  const UsageCounters *counters);
 
+/* Add counters to others; the later time of last use is that of both. */
+extern void usage_add_counters(UsageCounters *sum, const UsageCounters *counters);
+
+/* Add a copy of a delta to a list. */
+extern void usage_add_delta(UsageDeltas *list, const UsageDelta *delta);
+
 /*
  * For the worker, in this order.  usage_attach_worker() announces it; what its
  * predecessor collected and may not have settled will be collected again.
- * usage_collect() returns, palloc'd, what has been counted in this database and
- * not been collected, or was postponed.  usage_begin_commit() says that from now
- * on nobody can tell whether that is in the table, and usage_settle() that it is,
- * but for what was postponed.
+ * usage_collect() returns what has been counted in this database and not been
+ * collected, in the order of partitions.  usage_begin_commit() says that from now
+ * on nobody can tell whether that is in a table, and usage_settle() that it is, as
+ * of now.
  */
 extern void usage_attach_worker(void);
-extern UsageDelta *usage_collect(int *count);
+extern UsageDeltas usage_collect(void);
 extern void usage_begin_commit(void);
-extern void usage_settle(const UsageDelta *deltas, int count);
+extern void usage_settle(const UsageDeltas *deltas);
 
 /*
- * The worker asks before it collects which flushes were requested by then, and
- * says afterwards that those are done.
+ * The worker asks before it collects for the number of the latest flush that was
+ * requested, and says when that one and all before it are done.
  */
 extern uint64 usage_requested_flush(void);
 extern void usage_finish_flush(uint64 request, int rows);
 
 /*
- * Have the worker flush what was counted before this call, and wait for it.
- * Returns the number of rows written.  Raises an error after half a minute.
+ * Have the worker flush what was counted before this call, and add it to the
+ * totals, and wait for it.  Returns the number of keys and environments that had
+ * counts.  Raises an error after half a minute.
  */
 extern int usage_wait_for_flush(void);
 

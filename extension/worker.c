@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * worker.c
- *		The background worker that writes the usage counters to their tables
- *		and, every hour, flags stale keys and makes and drops partitions of
- *		the request log.
+ *		The background worker that writes the usage counters to the journal, adds
+ *		that to the totals and, every hour, flags stale keys and makes and drops
+ *		partitions of the request log.
  *
- * A flush is one transaction: it adds what was counted since the last one.
+ * A flush is one transaction: it writes what was counted since the last one.
  * Only when that has been committed are the counters lessened by as much.  An
  * error ends the worker, the postmaster starts another one, and that finds all
  * that was not subtracted still there: nothing is lost, and nothing counts
@@ -31,7 +31,8 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
-#include "flush.h"
+#include "fold.h"
+#include "journal.h"
 #include "requestlog.h"
 #include "saved.h"
 #include "stale.h"
@@ -41,6 +42,8 @@
 #define RESTART_SECONDS 1
 #define UPKEEP_INTERVAL_MS (60 * 60 * 1000)
 #define UPKEEP_RETRY_MS (60 * 1000) /* after an error */
+#define FOLD_BATCH 4096				/* keys and environments added to the totals with each flush */
+#define FOLD_REST 1.5 /* pause between two batches of a round, relative to the first one's time */
 #define STOP_POLL_MS 10
 #define STOP_WAIT_MS 1000 /* that other sessions get to end at a stop */
 
@@ -58,6 +61,19 @@ static const struct
 	{"lock_timeout", "1s"},			 /* a SIGTERM does not end a wait for a lock */
 	{"synchronous_commit", "local"}, /* nor one for a standby */
 };
+
+/*
+ * To have all that was counted by a time in the totals: a flush, and then a round
+ * through the journal.  For those who asked for a flush, and for the upkeep, which
+ * judges keys by their totals.
+ */
+typedef struct Round
+{
+	bool running;
+	uint64 request;	   /* that it answers */
+	int rows;		   /* that its flush wrote */
+	TimestampTz as_of; /* the time */
+} Round;
 
 /* Found by name in the library. */
 PGDLLEXPORT void regpilot_worker_main(Datum main_arg);
@@ -92,53 +108,89 @@ rest(MemoryContext context)
 
 /* Take the flag of staleness off the keys that have been used. */
 static void
-clear_flags(const UsageDelta *deltas, int count)
+clear_flags(const UsageDeltas *deltas)
 {
 	pg_uuid_t *used = NULL;
 	int used_count = 0;
 
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < deltas->count; i++)
 	{
-		if (!deltas[i].flagged)
+		if (!deltas->items[i].flagged)
 			continue;
 		if (used == NULL)
-			used = palloc(count * sizeof(pg_uuid_t));
-		used[used_count++] = deltas[i].key_id;
+			used = palloc(deltas->count * sizeof(pg_uuid_t));
+		used[used_count++] = deltas->items[i].key_id;
 	}
 	if (used_count > 0)
 		stale_clear_flags(used, used_count);
 }
 
 /*
- * Write to the tables what has been counted until now.  Memory is the current
- * context's, which the caller resets.
+ * Write to the journal what has been counted until now.  Returns the number of
+ * keys and environments.  Memory is the current context's, which the caller resets.
  */
-static void
+static int
 flush(void)
 {
 	MemoryContext context = CurrentMemoryContext;
-	uint64 request = usage_requested_flush();
-	int count;
-	UsageDelta *deltas = usage_collect(&count);
-	int rows = 0;
+	UsageDeltas deltas = usage_collect();
 
-	if (count > 0)
+	if (deltas.count > 0)
 	{
 		begin("flushing usage");
 
 		/* without the extension there are no keys left to count for */
 		if (catalog_exists())
 		{
-			rows = flush_deltas(deltas, count);
-			clear_flags(deltas, count);
+			journal_append(&deltas);
+			clear_flags(&deltas);
 		}
 
 		usage_begin_commit();
 		commit();
-		usage_settle(deltas, count);
 		rest(context);
 	}
-	usage_finish_flush(request, rows);
+	usage_settle(&deltas);
+	return deltas.count;
+}
+
+/*
+ * Add some of the journal to the totals.  Memory as above.  Returns the time when
+ * there is more to do, by usage_clock(), if that is before the next flush.
+ */
+static int64
+fold(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	UsageDeltas deltas = {0};
+	UsageDeltas postponed = {0};
+	int64 began = usage_clock();
+	bool locked = false;
+	int64 now;
+
+	if (!journal_has_rows())
+		return PG_INT64_MAX;
+
+	begin("adding usage to the totals");
+	/* what a crash undoes of this is in the journal again */
+	(void) set_config_option("synchronous_commit", "off", PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	if (!catalog_exists())
+		journal_forget();
+	else if (fold_lock_tables())
+	{
+		locked = true;
+		journal_take(FOLD_BATCH, &deltas);
+		fold_deltas(&deltas, &postponed);
+		journal_append(&postponed);
+	}
+	commit();
+	rest(context);
+
+	if (!locked || journal_round_is_over())
+		return PG_INT64_MAX;
+	now = usage_clock();
+	return now + (now - began) * FOLD_REST;
 }
 
 /*
@@ -196,10 +248,31 @@ wait_for_sessions(void)
 	}
 }
 
+/* Wait for a time by usage_clock(), or to be woken.  Returns as WaitLatch() does. */
+static int
+wait_until(int64 time)
+{
+	int64 left = Max(0, time - usage_clock());
+	int events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						   (left + 999) / 1000, PG_WAIT_EXTENSION);
+
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+	return events;
+}
+
 void
 regpilot_worker_main(Datum main_arg)
 {
 	MemoryContext context;
+	Round round = {0};
+	int64 next_flush = 0;
+	int64 next_fold = PG_INT64_MAX;
 	int64 next_upkeep = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -216,30 +289,43 @@ regpilot_worker_main(Datum main_arg)
 
 	usage_attach_worker();
 	saved_attach_worker();
+	journal_open();
 
 	while (!ShutdownRequestPending)
 	{
-		TimestampTz as_of;
+		int events = wait_until(Min(next_flush, next_fold));
 
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 regpilot_flush_interval, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-
-		if (ConfigReloadPending)
+		if (events & WL_LATCH_SET || usage_clock() >= next_flush)
 		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
+			uint64 request = usage_requested_flush();
+			TimestampTz as_of = GetCurrentTimestamp();
+			int rows;
+
+			next_flush = usage_clock() + regpilot_flush_interval * INT64CONST(1000);
+			rows = flush();
+			if (!round.running && (request != round.request || usage_clock() >= next_upkeep))
+			{
+				round = (Round){.running = true, .request = request, .rows = rows, .as_of = as_of};
+				journal_begin_round();
+			}
 		}
-		as_of = GetCurrentTimestamp();
-		flush();
-		if (usage_clock() >= next_upkeep)
-			next_upkeep = usage_clock() + upkeep(as_of) * INT64CONST(1000);
+
+		next_fold = fold();
+		if (round.running && journal_round_is_over())
+		{
+			round.running = false;
+			usage_finish_flush(round.request, round.rows);
+			if (usage_clock() >= next_upkeep)
+				next_upkeep = usage_clock() + upkeep(round.as_of) * INT64CONST(1000);
+			if (usage_requested_flush() != round.request)
+				SetLatch(MyLatch); /* who asked meanwhile */
+		}
 		MemoryContextReset(context);
 	}
 
 	wait_for_sessions();
-	flush();
+	(void) flush();
+	(void) fold();
 	proc_exit(1); /* 0 would unregister us, should the server go on */
 }
 

@@ -96,10 +96,12 @@ $site->sql(<<~SQL);
 	INSERT INTO regpilot.request_log (at, project_id, key_id, status, prompt_tokens, completion_tokens, environment)
 	SELECT '2099-01-01 00:00+00', project_id, id, 200, 0, 0, 'ci' FROM regpilot.api_key;
 	SELECT regpilot.flush_usage();
+	INSERT INTO regpilot.usage_journal
+	VALUES (7, gen_random_uuid(), '{$id{moved}}', '{ci}', '{2026-01-01 10:00+00}', '{1}', '{0}', '{2}', '{3}', '{NULL}');
 	SQL
 
 my $before = contents($node, 'regpilot');
-foreach my $table (qw(plan project project_member api_key key_usage upstream route audit_log request_log_default))
+foreach my $table (qw(plan project project_member api_key key_usage usage_journal upstream route audit_log request_log_default))
 {
 	isnt($before->{$table}, '', "$table has rows to dump");
 }

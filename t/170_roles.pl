@@ -24,6 +24,7 @@ my $expectation = <<~'END';
 	column api_key.*             S      -          S       S       -
 	table key_usage              S      -          S       S       -
 	table usage_history          S      -          S       S       -
+	table usage_journal          -      -          -       -       -
 	table upstream               SIUD   S          S       S       -
 	table route                  SIUD   S          S       S       -
 	table audit_log              S      -          S       S       -

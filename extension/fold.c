@@ -1,18 +1,17 @@
 /*-------------------------------------------------------------------------
  *
- * flush.c
- *		Writing usage counters to their tables.
+ * fold.c
+ *		Adding what was counted to the totals.
  *
- * A busy server has tens of thousands of rows to write each second, while
- * requests wait for the same processors.  So rows that are there are found and
- * replaced directly; the executor would take four times as long.  Rows that are
- * not there yet, once for each key and environment, are inserted in SQL.
+ * Rows that are there are found and replaced directly; the executor would take
+ * four times as long.  Rows that are not there yet, once for each key and
+ * environment, are inserted in SQL.
  *
  * A row holds the totals and, apart, what of them belongs to the hour in which it
  * was last written.  When a later hour begins for it, the hour that is over goes
  * to regpilot.usage_history; regpilot.usage_hourly shows both.
  *
- * A flush waits for nobody who holds a key or a row: it postpones what they hold.
+ * Nobody who holds a key or a row is waited for: what they hold is postponed.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,11 +22,10 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "utils/array.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -36,7 +34,8 @@
 
 #include "catalog.h"
 #include "compat.h"
-#include "flush.h"
+#include "fold.h"
+#include "journal.h"
 
 /* Columns of regpilot.key_usage. */
 enum
@@ -57,23 +56,6 @@ enum
 
 #define Natts_key_usage Anum_key_usage_hour_completion_tokens
 
-/* A delta, or an hour that is over, as a row to insert. */
-typedef struct UsageRow
-{
-	pg_uuid_t key_id;
-	Environment environment;
-	TimestampTz hour;
-	UsageCounters counters;
-	UsageDelta *delta; /* NULL for an hour that is over */
-} UsageRow;
-
-typedef struct UsageRows
-{
-	UsageRow *rows;
-	int count;
-	int capacity;
-} UsageRows;
-
 /* The table while it is written to. */
 typedef struct UsageTable
 {
@@ -87,21 +69,7 @@ typedef struct UsageTable
 	Datum environments[ENVIRONMENT_COUNT]; /* their names */
 } UsageTable;
 
-/* Parameters of the statements below: arrays with one element for each row. */
-enum
-{
-	ROW_KEY_ID,
-	ROW_ENVIRONMENT,
-	ROW_HOUR,
-	ROW_TOTAL_REQUESTS,
-	ROW_FAILED_REQUESTS,
-	ROW_PROMPT_TOKENS,
-	ROW_COMPLETION_TOKENS,
-	ROW_LAST_USED_AT,
-};
-
-#define ROW_PARAMETERS (ROW_LAST_USED_AT + 1)
-
+/* Rows to insert: the parameters of the statements below. */
 #define ROWS                                                                                       \
 	" ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"             \
 	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7)," \
@@ -134,24 +102,15 @@ static const char insert_history[] =
 	" prompt_tokens = h.prompt_tokens + excluded.prompt_tokens,"
 	" completion_tokens = h.completion_tokens + excluded.completion_tokens";
 
-static const struct
+bool
+fold_lock_tables(void)
 {
-	Oid element;
-	Oid array;
-	int16 length;
-	bool by_value;
-	char alignment;
-} row_types[ROW_PARAMETERS] = {
-	[ROW_KEY_ID] = {UUIDOID, UUIDARRAYOID, UUID_LEN, false, TYPALIGN_CHAR},
-	[ROW_ENVIRONMENT] = {TEXTOID, TEXTARRAYOID, -1, false, TYPALIGN_INT},
-	[ROW_HOUR] = {TIMESTAMPTZOID, TIMESTAMPTZARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-	[ROW_TOTAL_REQUESTS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-	[ROW_FAILED_REQUESTS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-	[ROW_PROMPT_TOKENS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-	[ROW_COMPLETION_TOKENS] = {INT8OID, INT8ARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-	[ROW_LAST_USED_AT] = {TIMESTAMPTZOID, TIMESTAMPTZARRAYOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE},
-};
+	return ConditionalLockRelationOid(catalog_relation("api_key"), RowShareLock) &&
+		   ConditionalLockRelationOid(catalog_relation("key_usage"), RowExclusiveLock) &&
+		   ConditionalLockRelationOid(catalog_relation("usage_history"), RowExclusiveLock);
+}
 
+/* The order of the index, whose pages are then visited once each; then of hours. */
 static int
 compare_deltas(const void *a, const void *b)
 {
@@ -159,34 +118,39 @@ compare_deltas(const void *a, const void *b)
 	const UsageDelta *right = b;
 	int order = memcmp(&left->key_id, &right->key_id, sizeof(pg_uuid_t));
 
-	return order != 0 ? order : (int) left->environment - (int) right->environment;
+	if (order == 0)
+		order = (int) left->environment - (int) right->environment;
+	if (order == 0)
+		order = (left->hour > right->hour) - (left->hour < right->hour);
+	return order;
 }
 
-/*
- * The hour that a delta belongs to: that of its last request, which may be a
- * flush interval later than its first one.
- */
-static TimestampTz
-hour_of(const UsageDelta *delta)
+/* Whether two deltas belong to the same row. */
+static bool
+same_row(const UsageDelta *a, const UsageDelta *b)
 {
-	TimestampTz time = delta->counters.last_used_at;
-
-	if (time == 0)
-		time = GetCurrentTransactionStartTimestamp();
-	return time - time % USECS_PER_HOUR;
+	return memcmp(&a->key_id, &b->key_id, sizeof(pg_uuid_t)) == 0 &&
+		   a->environment == b->environment;
 }
 
+/* Sort deltas, and make one of those of the same row and hour. */
 static void
-add_row(UsageRows *list, const UsageRow *row)
+merge_deltas(UsageDeltas *deltas)
 {
-	if (list->count == list->capacity)
+	int merged = 0;
+
+	qsort(deltas->items, deltas->count, sizeof(UsageDelta), compare_deltas);
+	for (int i = 1; i < deltas->count; i++)
 	{
-		list->capacity = Max(1024, list->capacity * 2);
-		list->rows = list->rows == NULL
-						 ? palloc(list->capacity * sizeof(UsageRow))
-						 : repalloc_huge(list->rows, list->capacity * sizeof(UsageRow));
+		UsageDelta *last = &deltas->items[merged];
+		const UsageDelta *next = &deltas->items[i];
+
+		if (same_row(last, next) && last->hour == next->hour)
+			usage_add_counters(&last->counters, &next->counters);
+		else
+			deltas->items[++merged] = *next;
 	}
-	list->rows[list->count++] = *row;
+	deltas->count = Min(deltas->count, merged + 1);
 }
 
 static void
@@ -281,41 +245,34 @@ add_counters(TupleTableSlot *row, int first, const UsageCounters *counters)
 
 /* Move the hour of the replacement, which is over, to the list of those. */
 static void
-end_hour(TupleTableSlot *row, UsageDelta *delta, TimestampTz next_hour, UsageRows *history)
+end_hour(TupleTableSlot *row, const UsageDelta *next, UsageDeltas *history)
 {
 	Datum *hour = &row->tts_values[Anum_key_usage_hour - 1];
 	Datum *counters = &row->tts_values[Anum_key_usage_hour_total_requests - 1];
-	UsageRow over = {.key_id = delta->key_id, .environment = delta->environment};
+	UsageDelta over = {.key_id = next->key_id, .environment = next->environment};
 
 	over.hour = DatumGetTimestampTz(*hour);
 	over.counters.total_requests = DatumGetInt64(counters[0]);
 	over.counters.failed_requests = DatumGetInt64(counters[1]);
 	over.counters.prompt_tokens = DatumGetInt64(counters[2]);
 	over.counters.completion_tokens = DatumGetInt64(counters[3]);
-	add_row(history, &over);
+	usage_add_delta(history, &over);
 
-	*hour = TimestampTzGetDatum(next_hour);
+	*hour = TimestampTzGetDatum(next->hour);
 	for (int i = 0; i < 4; i++)
 		counters[i] = Int64GetDatum(0);
 }
 
-/* Make the replacement of the found row, with a delta added. */
+/* Add a delta to the replacement. */
 static void
-make_replacement(UsageTable *table, UsageDelta *delta, UsageRows *history)
+add_delta(TupleTableSlot *row, const UsageDelta *delta, UsageDeltas *history)
 {
-	TupleTableSlot *row = table->replacement;
 	Datum *last_used_at = &row->tts_values[Anum_key_usage_last_used_at - 1];
 	bool *never_used = &row->tts_isnull[Anum_key_usage_last_used_at - 1];
 	TimestampTz used_at = delta->counters.last_used_at;
-	TimestampTz hour = hour_of(delta);
 
-	ExecClearTuple(row);
-	slot_getallattrs(table->found);
-	memcpy(row->tts_values, table->found->tts_values, Natts_key_usage * sizeof(Datum));
-	memcpy(row->tts_isnull, table->found->tts_isnull, Natts_key_usage * sizeof(bool));
-
-	if (DatumGetTimestampTz(row->tts_values[Anum_key_usage_hour - 1]) != hour)
-		end_hour(row, delta, hour, history);
+	if (DatumGetTimestampTz(row->tts_values[Anum_key_usage_hour - 1]) != delta->hour)
+		end_hour(row, delta, history);
 	add_counters(row, Anum_key_usage_total_requests, &delta->counters);
 	add_counters(row, Anum_key_usage_hour_total_requests, &delta->counters);
 	if (used_at != 0 && (*never_used || DatumGetTimestampTz(*last_used_at) < used_at))
@@ -323,161 +280,150 @@ make_replacement(UsageTable *table, UsageDelta *delta, UsageRows *history)
 		*last_used_at = TimestampTzGetDatum(used_at);
 		*never_used = false;
 	}
-	ExecStoreVirtualTuple(row);
 }
 
-/* Add a delta to the found row, or postpone it.  Returns the number of rows written. */
-static int
-update_row(UsageTable *table, UsageDelta *delta, UsageRows *history)
+/* Replace the found row by one with its deltas added.  False if somebody holds it. */
+static bool
+update_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *history)
 {
+	TupleTableSlot *row = table->replacement;
+	int before = history->count;
+	TimestampTz hour;
 	ItemPointerData tid;
 	TM_Result result = lock_row(table);
 
-	if (result == TM_Ok)
-	{
-		int before = history->count;
+	if (result != TM_Ok)
+		return false;
 
-		make_replacement(table, delta, history);
-		tid = table->found->tts_tid;
-		result = compat_update_row(table->relation, table->estate, &tid, table->replacement,
-								   table->snapshot);
-		if (result == TM_Ok)
-			return 1;
-		history->count = before;
-	}
+	ExecClearTuple(row);
+	slot_getallattrs(table->found);
+	memcpy(row->tts_values, table->found->tts_values, Natts_key_usage * sizeof(Datum));
+	memcpy(row->tts_isnull, table->found->tts_isnull, Natts_key_usage * sizeof(bool));
 
-	/* also if the row was deleted: only the next flush can tell whether its key was */
-	delta->postponed = true;
-	return 0;
-}
-
-/* One parameter: an array with that column of all the rows. */
-static Datum
-row_parameter(int parameter, const UsageRows *list)
-{
-	int count = list->count;
-	Datum *values = MemoryContextAllocHuge(CurrentMemoryContext, count * sizeof(Datum));
-	bool *nulls = palloc0(count * sizeof(bool));
-	int lower_bound = 1;
-
+	/* first to the hour that the row is at: then none ends twice */
+	hour = DatumGetTimestampTz(row->tts_values[Anum_key_usage_hour - 1]);
 	for (int i = 0; i < count; i++)
 	{
-		const UsageRow *row = &list->rows[i];
-
-		switch (parameter)
-		{
-			case ROW_KEY_ID:
-				values[i] = UUIDPGetDatum(&row->key_id);
-				break;
-			case ROW_ENVIRONMENT:
-				values[i] = CStringGetTextDatum(environment_names[row->environment]);
-				break;
-			case ROW_HOUR:
-				values[i] = TimestampTzGetDatum(row->hour);
-				break;
-			case ROW_TOTAL_REQUESTS:
-				values[i] = Int64GetDatum(row->counters.total_requests);
-				break;
-			case ROW_FAILED_REQUESTS:
-				values[i] = Int64GetDatum(row->counters.failed_requests);
-				break;
-			case ROW_PROMPT_TOKENS:
-				values[i] = Int64GetDatum(row->counters.prompt_tokens);
-				break;
-			case ROW_COMPLETION_TOKENS:
-				values[i] = Int64GetDatum(row->counters.completion_tokens);
-				break;
-			case ROW_LAST_USED_AT:
-				nulls[i] = row->counters.last_used_at == 0;
-				values[i] = TimestampTzGetDatum(row->counters.last_used_at);
-				break;
-		}
+		if (deltas[i].hour == hour)
+			add_delta(row, &deltas[i], history);
 	}
+	for (int i = 0; i < count; i++)
+	{
+		if (deltas[i].hour != hour)
+			add_delta(row, &deltas[i], history);
+	}
+	ExecStoreVirtualTuple(row);
 
-	return PointerGetDatum(
-		construct_md_array(values, nulls, 1, &count, &lower_bound, row_types[parameter].element,
-						   row_types[parameter].length, row_types[parameter].by_value,
-						   row_types[parameter].alignment));
+	tid = table->found->tts_tid;
+	result = compat_update_row(table->relation, table->estate, &tid, row, table->snapshot);
+	if (result != TM_Ok)
+		history->count = before;
+	return result == TM_Ok;
 }
 
-/* Run one of the statements above on rows.  Returns the number of rows it made. */
-static int
-execute(const char *statement, int expected, const UsageRows *list)
+/* Run one of the statements above on rows. */
+static void
+execute(const char *statement, int expected, const UsageDeltas *rows)
 {
-	Oid types[ROW_PARAMETERS];
-	Datum values[ROW_PARAMETERS];
+	Oid types[DELTA_COLUMNS];
+	Datum values[DELTA_COLUMNS];
 	int result;
 
-	for (int i = 0; i < ROW_PARAMETERS; i++)
-	{
-		types[i] = row_types[i].array;
-		values[i] = row_parameter(i, list);
-	}
-	result = SPI_execute_with_args(statement, ROW_PARAMETERS, types, values, NULL, false, 0);
+	for (int i = 0; i < DELTA_COLUMNS; i++)
+		types[i] = delta_columns[i]->array;
+	delta_arrays(rows->items, rows->count, values);
+	result = SPI_execute_with_args(statement, DELTA_COLUMNS, types, values, NULL, false, 0);
 	if (result != expected)
 		elog(ERROR, "could not write usage: %s", SPI_result_code_string(result));
-	return (int) SPI_processed;
 }
 
-/* Insert rows for deltas that had none, or postpone them. */
-static int
-insert_rows(const UsageRows *fresh)
+static void
+add_all(UsageDeltas *list, const UsageDelta *deltas, int count)
 {
-	int inserted = execute(insert_usage, SPI_OK_INSERT, fresh);
-	bool isnull;
+	for (int i = 0; i < count; i++)
+		usage_add_delta(list, &deltas[i]);
+}
 
-	if (inserted < fresh->count)
+/* Insert rows for deltas that have none, and list those of keys that somebody holds. */
+static void
+insert_rows(const UsageDeltas *fresh, UsageDeltas *postponed)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	SPI_connect();
+	execute(insert_usage, SPI_OK_INSERT, fresh);
+	if (SPI_processed < fresh->count)
 	{
-		int postponed = execute(select_postponed, SPI_OK_SELECT, fresh);
-
-		for (int i = 0; i < postponed; i++)
+		execute(select_postponed, SPI_OK_SELECT, fresh);
+		MemoryContextSwitchTo(context);
+		for (uint64 i = 0; i < SPI_processed; i++)
 		{
+			bool isnull;
 			Datum number = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 
-			fresh->rows[DatumGetInt32(number) - 1].delta->postponed = true;
+			usage_add_delta(postponed, &fresh->items[DatumGetInt32(number) - 1]);
 		}
 	}
-	return inserted;
+	SPI_finish();
 }
 
-int
-flush_deltas(UsageDelta *deltas, int count)
+static void
+insert_hours(const UsageDeltas *history)
+{
+	SPI_connect();
+	execute(insert_history, SPI_OK_INSERT, history);
+	SPI_finish();
+}
+
+/*
+ * Add deltas that are merged to their rows; insert those that have none.  Returns
+ * what is to be added to rows that were inserted only now: of keys used for the
+ * first time, the second hour and later ones.
+ */
+static UsageDeltas
+add_to_rows(const UsageDeltas *deltas, UsageDeltas *postponed)
 {
 	UsageTable table;
-	UsageRows fresh = {0};
-	UsageRows history = {0};
-	int written = 0;
-
-	/* in the order of the index, whose pages are then visited once each */
-	qsort(deltas, count, sizeof(UsageDelta), compare_deltas);
+	UsageDeltas fresh = {0};
+	UsageDeltas history = {0};
+	UsageDeltas later = {0};
+	int count;
 
 	open_table(&table);
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < deltas->count; i += count)
 	{
-		UsageDelta *delta = &deltas[i];
+		const UsageDelta *first = &deltas->items[i];
+
+		count = 1;
+		while (i + count < deltas->count && same_row(first, first + count))
+			count++;
 
 		CHECK_FOR_INTERRUPTS();
-		if (find_row(&table, delta))
-			written += update_row(&table, delta, &history);
-		else
+		if (!find_row(&table, first))
 		{
-			UsageRow row = {.key_id = delta->key_id,
-							.environment = delta->environment,
-							.hour = hour_of(delta),
-							.counters = delta->counters,
-							.delta = delta};
-
-			add_row(&fresh, &row);
+			usage_add_delta(&fresh, first);
+			add_all(&later, first + 1, count - 1);
 		}
+		/* also if it was deleted: only the next time can tell whether its key was */
+		else if (!update_row(&table, first, count, &history))
+			add_all(postponed, first, count);
 	}
 	close_table(&table);
 	CommandCounterIncrement();
 
-	SPI_connect();
 	if (fresh.count > 0)
-		written += insert_rows(&fresh);
+		insert_rows(&fresh, postponed);
 	if (history.count > 0)
-		(void) execute(insert_history, SPI_OK_INSERT, &history);
-	SPI_finish();
-	return written;
+		insert_hours(&history);
+	return later;
+}
+
+void
+fold_deltas(UsageDeltas *deltas, UsageDeltas *postponed)
+{
+	UsageDeltas left;
+
+	merge_deltas(deltas);
+	for (left = *deltas; left.count > 0;)
+		left = add_to_rows(&left, postponed);
 }

@@ -1,0 +1,113 @@
+# The journal of usage: what is flushed there is in the totals sooner or later, once,
+# whoever is in the way and whatever is killed meanwhile.
+
+use strict;
+use warnings;
+use lib 't/lib';
+use RegPilot::Test;
+use Test::More;
+
+my $keys = 12_000;    # more than are added to the totals with one flush
+
+my $site = RegPilot::Test->new(responder => 0);
+my $node = $site->node;
+my $journaled = 'SELECT coalesce(sum(n), 0) FROM regpilot.usage_journal, unnest(total_requests) n';
+my $total = 'SELECT coalesce(sum(total_requests), 0) FROM regpilot.key_usage';
+
+sub poll
+{
+	my ($query, $what) = @_;
+	return ok($node->poll_query_until('regpilot', $query), $what);
+}
+
+# Authorizes that many of the keys, once each, and returns how many passed.
+sub authorize_keys
+{
+	my ($count) = @_;
+	return $site->sql(
+		qq{SELECT count(*) FROM (SELECT (regpilot.authorize(i::text::regpilot.secret)).verdict FROM generate_series(1, $count) i) a WHERE verdict = 'ok'});
+}
+
+# --- more keys than are added to the totals at once
+
+$site->sql(qq{
+	WITH p AS MATERIALIZED (SELECT regpilot.create_project('journal', 'enterprise') AS id)
+	SELECT count(regpilot.import_key(p.id, 'key ' || i, sha256(i::text::bytea))) FROM p, generate_series(1, $keys) i});
+
+is(authorize_keys($keys), $keys, "$keys keys are used");
+poll("SELECT ($journaled) > 0 AND ($total) > 0", 'some are in the totals, others in the journal');
+$node->stop('immediate');
+$node->start;
+$site->wait_for_worker;
+is($site->sql("SELECT ($journaled) + ($total)"), $keys, 'a crash loses none of either, and adds none');
+poll("SELECT ($journaled) = 0 AND ($total) = $keys", 'all get into the totals without being asked for');
+is($site->sql('SELECT min(total_requests) || max(total_requests)::text FROM regpilot.key_usage'), '11', 'each once');
+
+is(authorize_keys($keys), $keys, 'and again');
+is($site->sql('SELECT regpilot.flush_usage() > 0'), 't', 'a flush on request');
+is($site->sql($total), 2 * $keys, 'adds all to the totals before it returns');
+is($site->sql($journaled), 0, 'and leaves nothing in the journal');
+
+# --- the totals are locked
+
+my $holder = $node->background_psql('regpilot');
+foreach my $mode ('SHARE', 'ACCESS EXCLUSIVE')
+{
+	foreach my $table (qw(key_usage usage_history api_key))
+	{
+		next if $table eq 'api_key' && $mode ne 'SHARE';    # nobody could be authorized
+		my $before = $site->sql("SELECT $keys * 2 + ($journaled)");
+		my $lock = $table eq 'api_key' ? 'EXCLUSIVE' : $mode;
+		$holder->query_safe("BEGIN; LOCK TABLE regpilot.$table IN $lock MODE");
+		authorize_keys(7);
+		poll("SELECT $keys * 2 + ($journaled) = $before + 7", "$table locked in $lock mode: flushed all the same");
+		$holder->query_safe('ROLLBACK');
+		is($site->sql('SELECT regpilot.flush_usage() >= 0'), 't', 'unlocked');
+		$keys += 3.5;    # 2 * $keys is what the totals come to
+		is($site->sql($total), 2 * $keys, 'all are added');
+	}
+}
+
+# and the server crashes meanwhile
+$holder->query_safe('BEGIN; LOCK TABLE regpilot.key_usage IN SHARE MODE');
+authorize_keys(100);
+poll("SELECT ($journaled) = 100", 'flushed while the totals are locked');
+$node->stop('immediate');
+$node->start;
+$site->wait_for_worker;
+$site->sql('SELECT regpilot.flush_usage()');
+$keys += 50;
+is($site->sql($total), 2 * $keys, 'nothing of that is lost in a crash');
+
+# --- rows that the worker has not written, as of a dump
+
+my ($old, $old_key) = $site->create_key;
+my ($new, $new_key) = $site->create_key;
+$site->sql("SELECT (regpilot.authorize('$old_key')).verdict");
+$site->sql('SELECT regpilot.flush_usage()');
+my $gone = '00000000-0000-0000-0000-000000000000';
+$site->sql(<<~SQL);
+	UPDATE regpilot.key_usage SET hour = '2026-01-01 11:00+00', environment = 'dev', last_used_at = '2026-01-01 11:30+00' WHERE key_id = '$old';
+	INSERT INTO regpilot.usage_journal
+	SELECT 5, gen_random_uuid(), array_agg(k), array_agg('dev'::text), array_agg(h), array_agg(1), array_agg(2), array_agg(3), array_agg(4),
+		array_agg(CASE WHEN h <> '2026-01-01 12:00+00' THEN h + interval '5 minutes' END)
+	FROM unnest('{$old,$new,$gone}'::uuid[]) k,
+		unnest('{2026-01-01 12:00+00,2026-01-01 10:00+00,2026-01-01 11:00+00,2026-01-01 11:00+00}'::timestamptz[]) h;
+	SQL
+$site->sql("SELECT (regpilot.authorize('1')).verdict");
+my $flushes = 'SELECT flushed_at FROM regpilot.shared_memory_status()';
+my $now = $site->sql('SELECT clock_timestamp()');
+poll("SELECT ($flushes) > '$now'::timestamptz + interval '1 second'", 'the worker goes on');
+is($site->sql($journaled), 12, 'and leaves them alone');
+$site->sql('SELECT regpilot.flush_usage()');
+is($site->sql($journaled), 0, 'a flush on request takes them in');
+my $usage = q{SELECT total_requests, failed_requests, prompt_tokens, completion_tokens, last_used_at AT TIME ZONE 'UTC' FROM regpilot.key_usage WHERE key_id = };
+is($site->sql("$usage '$old'"), '5|8|12|16|2026-01-01 11:30:00', 'a key with a row');
+is($site->sql("$usage '$new'"), '4|8|12|16|2026-01-01 11:05:00', 'a key without one');
+my $hourly = q{SELECT string_agg(to_char(hour AT TIME ZONE 'UTC', 'HH24') || ':' || total_requests || '/' || prompt_tokens, ' ' ORDER BY hour)
+	FROM regpilot.usage_hourly WHERE total_requests > 0 AND key_id = };
+is($site->sql("$hourly '$old'"), '10:1/3 11:3/6 12:1/3', 'its hours');
+is($site->sql("$hourly '$new'"), '10:1/3 11:2/6 12:1/3', 'and of the other');
+is($site->sql("SELECT count(*) FROM regpilot.key_usage WHERE key_id = '$gone'"), 0, 'a key that is no more');
+
+done_testing();

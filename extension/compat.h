@@ -39,9 +39,32 @@ compat_index_beginscan(Relation table, Relation index, Snapshot snapshot, int ke
 }
 
 /*
- * Replace a row and enter the new one into the indexes that need it, as UPDATE
- * does.  Waits for whoever has locked the row.  Anything but TM_Ok says why it
- * was not replaced.
+ * Enter a row that was written into indexes of its table: all of them, or for a
+ * replaced one "only" those that summarize.
+ */
+static inline void
+compat_index_row(ResultRelInfo *relation, EState *estate, TupleTableSlot *row, bool replaced,
+				 bool only)
+{
+#if PG_VERSION_NUM >= 160000
+	list_free(ExecInsertIndexTuples(relation, row, estate, replaced, false, NULL, NIL, only));
+#else
+	list_free(ExecInsertIndexTuples(relation, row, estate, replaced, false, NULL, NIL));
+#endif
+	ResetPerTupleExprContext(estate);
+}
+
+/* Insert a row as INSERT does, without constraints and triggers. */
+static inline void
+compat_insert_row(ResultRelInfo *relation, EState *estate, TupleTableSlot *row)
+{
+	table_tuple_insert(relation->ri_RelationDesc, row, GetCurrentCommandId(true), 0, NULL);
+	compat_index_row(relation, estate, row, false, false);
+}
+
+/*
+ * Replace a row as UPDATE does, without constraints and triggers.  Waits for
+ * whoever has locked the row.  Anything but TM_Ok says why it was not replaced.
  */
 pg_nodiscard static inline TM_Result
 compat_update_row(ResultRelInfo *relation, EState *estate, ItemPointer tid, TupleTableSlot *row,
@@ -61,12 +84,10 @@ compat_update_row(ResultRelInfo *relation, EState *estate, ItemPointer tid, Tupl
 	if (result == TM_Ok && indexes)
 	{
 #if PG_VERSION_NUM >= 160000
-		list_free(ExecInsertIndexTuples(relation, row, estate, true, false, NULL, NIL,
-										indexes == TU_Summarizing));
+		compat_index_row(relation, estate, row, true, indexes == TU_Summarizing);
 #else
-		list_free(ExecInsertIndexTuples(relation, row, estate, true, false, NULL, NIL));
+		compat_index_row(relation, estate, row, true, false);
 #endif
-		ResetPerTupleExprContext(estate);
 	}
 	return result;
 }

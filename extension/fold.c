@@ -3,9 +3,9 @@
  * fold.c
  *		Adding what was counted to the totals.
  *
- * Rows that are there are found and replaced directly; the executor would take
- * four times as long.  Rows that are not there yet, once for each key and
- * environment, are inserted in SQL.
+ * Rows are found and replaced directly; the executor would take four times as
+ * long.  So is the key of a row that is not there yet: it is locked as the check of
+ * the foreign key would, and the row inserted.
  *
  * A row holds the totals and, apart, what of them belongs to the hour in which it
  * was last written.  When a later hour begins for it, the hour that is over goes
@@ -56,46 +56,36 @@ enum
 
 #define Natts_key_usage Anum_key_usage_hour_completion_tokens
 
-/* The table while it is written to. */
+/* A table whose rows are found through an index. */
+typedef struct Finder
+{
+	Relation table;
+	Relation index;
+	IndexScanDesc scan;
+	TupleTableSlot *row; /* that was found */
+} Finder;
+
+/* What it takes to write to the table. */
 typedef struct UsageTable
 {
 	Snapshot snapshot;
+	Finder usage;
+	Finder keys;
 	EState *estate;
-	ResultRelInfo *relation; /* with its indexes open */
-	Relation index;
-	IndexScanDesc scan;
-	TupleTableSlot *found;
-	TupleTableSlot *replacement;
+	ResultRelInfo *relation;			   /* key_usage with its indexes open */
+	TupleTableSlot *row;				   /* to write */
 	Datum environments[ENVIRONMENT_COUNT]; /* their names */
 } UsageTable;
-
-/* Rows to insert: the parameters of the statements below. */
-#define ROWS                                                                                       \
-	" ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"             \
-	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7)," \
-	" pg_catalog.unnest($8)) WITH ORDINALITY AS r (key_id, environment, hour, total_requests,"     \
-	" failed_requests, prompt_tokens, completion_tokens, last_used_at, number)"
-
-/* The lock is the one that the foreign key would wait for. */
-static const char insert_usage[] =
-	"WITH k AS MATERIALIZED (SELECT id FROM regpilot.api_key WHERE id = ANY ($1)"
-	" FOR KEY SHARE SKIP LOCKED)"
-	" INSERT INTO regpilot.key_usage"
-	" SELECT r.key_id, r.environment, r.total_requests, r.failed_requests, r.prompt_tokens,"
-	" r.completion_tokens, r.last_used_at, r.hour, r.total_requests, r.failed_requests,"
-	" r.prompt_tokens, r.completion_tokens FROM" ROWS " JOIN k ON k.id = r.key_id";
-
-/* Those not inserted whose key is there. */
-static const char select_postponed[] =
-	"SELECT r.number::pg_catalog.int4 FROM" ROWS " JOIN regpilot.api_key k ON k.id = r.key_id"
-	" WHERE NOT EXISTS (SELECT FROM regpilot.key_usage u"
-	" WHERE u.key_id = r.key_id AND u.environment = r.environment)";
 
 /* The same hour may end twice, if the clock is set back. */
 static const char insert_history[] =
 	"INSERT INTO regpilot.usage_history AS h"
 	" SELECT r.key_id, r.environment, r.hour, r.total_requests, r.failed_requests,"
-	" r.prompt_tokens, r.completion_tokens FROM" ROWS
+	" r.prompt_tokens, r.completion_tokens"
+	" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
+	" AS r (key_id, environment, hour, total_requests, failed_requests, prompt_tokens,"
+	" completion_tokens)"
 	" ON CONFLICT (key_id, environment, hour) DO UPDATE SET"
 	" total_requests = h.total_requests + excluded.total_requests,"
 	" failed_requests = h.failed_requests + excluded.failed_requests,"
@@ -153,26 +143,44 @@ merge_deltas(UsageDeltas *deltas)
 	deltas->count = Min(deltas->count, merged + 1);
 }
 
+/* Open a table, which is locked, and one of its indexes. */
+static Finder
+open_finder(const char *table, const char *index, int columns, Snapshot snapshot)
+{
+	Finder finder;
+
+	finder.table = table_open(catalog_relation(table), NoLock);
+	finder.index = index_open(catalog_relation(index), AccessShareLock);
+	finder.scan = compat_index_beginscan(finder.table, finder.index, snapshot, columns);
+	finder.row = table_slot_create(finder.table, NULL);
+	return finder;
+}
+
+static void
+close_finder(Finder *finder)
+{
+	ExecDropSingleTupleTableSlot(finder->row);
+	index_endscan(finder->scan);
+	index_close(finder->index, AccessShareLock);
+	table_close(finder->table, NoLock);
+}
+
 static void
 open_table(UsageTable *table)
 {
-	Relation relation = table_open(catalog_relation("key_usage"), RowExclusiveLock);
-
-	if (RelationGetNumberOfAttributes(relation) != Natts_key_usage)
+	/* the tables are locked: rows of one that was rewritten are in this snapshot */
+	table->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	table->usage = open_finder("key_usage", "key_usage_pkey", 2, table->snapshot);
+	table->keys = open_finder("api_key", "api_key_pkey", 1, table->snapshot);
+	if (RelationGetNumberOfAttributes(table->usage.table) != Natts_key_usage)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("table regpilot.key_usage is not as this version needs it")));
 
-	/* only now: rows of a table rewritten while we waited are not in older snapshots */
-	table->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	table->estate = CreateExecutorState();
 	table->relation = makeNode(ResultRelInfo);
-	InitResultRelInfo(table->relation, relation, 0, NULL, 0);
+	InitResultRelInfo(table->relation, table->usage.table, 0, NULL, 0);
 	ExecOpenIndices(table->relation, false);
-
-	table->index = index_open(catalog_relation("key_usage_pkey"), AccessShareLock);
-	table->scan = compat_index_beginscan(relation, table->index, table->snapshot, 2);
-	table->found = table_slot_create(relation, NULL);
-	table->replacement = MakeSingleTupleTableSlot(RelationGetDescr(relation), &TTSOpsVirtual);
+	table->row = MakeSingleTupleTableSlot(RelationGetDescr(table->usage.table), &TTSOpsVirtual);
 	for (int i = 0; i < ENVIRONMENT_COUNT; i++)
 		table->environments[i] = CStringGetTextDatum(environment_names[i]);
 }
@@ -180,48 +188,62 @@ open_table(UsageTable *table)
 static void
 close_table(UsageTable *table)
 {
-	ExecDropSingleTupleTableSlot(table->found);
-	ExecDropSingleTupleTableSlot(table->replacement);
-	index_endscan(table->scan);
-	index_close(table->index, AccessShareLock);
-	UnregisterSnapshot(table->snapshot);
+	ExecDropSingleTupleTableSlot(table->row);
 	ExecCloseIndices(table->relation);
-	table_close(table->relation->ri_RelationDesc, NoLock);
 	FreeExecutorState(table->estate);
+	close_finder(&table->keys);
+	close_finder(&table->usage);
+	UnregisterSnapshot(table->snapshot);
 }
 
-/* Find a delta's row; false if it has none. */
+/* Find the row of a delta; false if it has none. */
 static bool
-find_row(UsageTable *table, const UsageDelta *delta)
+find_usage(UsageTable *table, const UsageDelta *delta)
 {
 	ScanKeyData keys[2];
 
-	ScanKeyInit(&keys[0], Anum_key_usage_key_id, BTEqualStrategyNumber, F_UUID_EQ,
-				UUIDPGetDatum(&delta->key_id));
-	ScanKeyInit(&keys[1], Anum_key_usage_environment, BTEqualStrategyNumber, F_TEXTEQ,
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(&delta->key_id));
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ,
 				table->environments[delta->environment]);
-	index_rescan(table->scan, keys, 2, NULL, 0);
-	return index_getnext_slot(table->scan, ForwardScanDirection, table->found);
+	index_rescan(table->usage.scan, keys, 2, NULL, 0);
+	return index_getnext_slot(table->usage.scan, ForwardScanDirection, table->usage.row);
+}
+
+/* Find the key of a delta; false if it is no more. */
+static bool
+find_key(UsageTable *table, const UsageDelta *delta)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(&delta->key_id));
+	index_rescan(table->keys.scan, &key, 1, NULL, 0);
+	return index_getnext_slot(table->keys.scan, ForwardScanDirection, table->keys.row);
+}
+
+/* Lock the row that was found; false if somebody holds it, or has changed it. */
+static bool
+lock_row(Finder *finder, Snapshot snapshot, LockTupleMode mode)
+{
+	ItemPointerData tid = finder->row->tts_tid;
+	TM_FailureData failure;
+
+	return table_tuple_lock(finder->table, &tid, snapshot, finder->row, GetCurrentCommandId(true),
+							mode, LockWaitSkip, 0, &failure) == TM_Ok;
 }
 
 /*
- * Whether the found row can be replaced without waiting for anybody.  A row that
- * nobody has locked since it was written, almost every one, needs no lock from us
- * either: who comes in between has it for a moment at most.
+ * Whether the usage row that was found can be replaced without waiting for anybody.
+ * One that nobody has locked since it was written, almost every one, needs no lock
+ * from us either: who comes in between has it for a moment at most.
  */
-static TM_Result
-lock_row(UsageTable *table)
+static bool
+may_replace(UsageTable *table)
 {
-	ItemPointerData tid = table->found->tts_tid;
-	TM_FailureData failure;
 	bool isnull;
-	Datum locker = slot_getsysattr(table->found, MaxTransactionIdAttributeNumber, &isnull);
+	Datum locker = slot_getsysattr(table->usage.row, MaxTransactionIdAttributeNumber, &isnull);
 
-	if (!TransactionIdIsValid(DatumGetTransactionId(locker)))
-		return TM_Ok;
-	return table_tuple_lock(table->relation->ri_RelationDesc, &tid, table->snapshot, table->found,
-							GetCurrentCommandId(true), LockTupleNoKeyExclusive, LockWaitSkip, 0,
-							&failure);
+	return !TransactionIdIsValid(DatumGetTransactionId(locker)) ||
+		   lock_row(&table->usage, table->snapshot, LockTupleNoKeyExclusive);
 }
 
 /* Add to a bigint column of the replacement. */
@@ -282,26 +304,38 @@ add_delta(TupleTableSlot *row, const UsageDelta *delta, UsageDeltas *history)
 	}
 }
 
-/* Replace the found row by one with its deltas added.  False if somebody holds it. */
-static bool
-update_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *history)
+/* Begin the row to write with the one that was found. */
+static void
+begin_found_row(UsageTable *table)
 {
-	TupleTableSlot *row = table->replacement;
-	int before = history->count;
-	TimestampTz hour;
-	ItemPointerData tid;
-	TM_Result result = lock_row(table);
+	ExecClearTuple(table->row);
+	slot_getallattrs(table->usage.row);
+	memcpy(table->row->tts_values, table->usage.row->tts_values, Natts_key_usage * sizeof(Datum));
+	memcpy(table->row->tts_isnull, table->usage.row->tts_isnull, Natts_key_usage * sizeof(bool));
+}
 
-	if (result != TM_Ok)
-		return false;
+/* Begin the row to write as the first one of a key and environment. */
+static void
+begin_first_row(UsageTable *table, const UsageDelta *delta)
+{
+	Datum *values = table->row->tts_values;
 
-	ExecClearTuple(row);
-	slot_getallattrs(table->found);
-	memcpy(row->tts_values, table->found->tts_values, Natts_key_usage * sizeof(Datum));
-	memcpy(row->tts_isnull, table->found->tts_isnull, Natts_key_usage * sizeof(bool));
+	ExecClearTuple(table->row);
+	memset(values, 0, Natts_key_usage * sizeof(Datum));
+	memset(table->row->tts_isnull, false, Natts_key_usage * sizeof(bool));
+	values[Anum_key_usage_key_id - 1] = UUIDPGetDatum(&delta->key_id);
+	values[Anum_key_usage_environment - 1] = table->environments[delta->environment];
+	values[Anum_key_usage_hour - 1] = TimestampTzGetDatum(delta->hour);
+	table->row->tts_isnull[Anum_key_usage_last_used_at - 1] = true;
+}
+
+/* Add deltas of one key and environment to the row to write. */
+static void
+add_deltas(TupleTableSlot *row, const UsageDelta *deltas, int count, UsageDeltas *history)
+{
+	TimestampTz hour = DatumGetTimestampTz(row->tts_values[Anum_key_usage_hour - 1]);
 
 	/* first to the hour that the row is at: then none ends twice */
-	hour = DatumGetTimestampTz(row->tts_values[Anum_key_usage_hour - 1]);
 	for (int i = 0; i < count; i++)
 	{
 		if (deltas[i].hour == hour)
@@ -313,17 +347,44 @@ update_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *
 			add_delta(row, &deltas[i], history);
 	}
 	ExecStoreVirtualTuple(row);
-
-	tid = table->found->tts_tid;
-	result = compat_update_row(table->relation, table->estate, &tid, row, table->snapshot);
-	if (result != TM_Ok)
-		history->count = before;
-	return result == TM_Ok;
 }
 
-/* Run one of the statements above on rows. */
+/* Replace the row that was found.  False if somebody holds it, or has changed it. */
+static bool
+replace_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *history)
+{
+	int before = history->count;
+	ItemPointerData tid;
+
+	if (!may_replace(table))
+		return false;
+
+	begin_found_row(table);
+	add_deltas(table->row, deltas, count, history);
+	tid = table->usage.row->tts_tid;
+	if (compat_update_row(table->relation, table->estate, &tid, table->row, table->snapshot) ==
+		TM_Ok)
+		return true;
+	history->count = before;
+	return false;
+}
+
+/* Insert the first row of the key that was found.  False if somebody holds the key. */
+static bool
+insert_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *history)
+{
+	if (!lock_row(&table->keys, table->snapshot, LockTupleKeyShare))
+		return false;
+
+	begin_first_row(table, deltas);
+	add_deltas(table->row, deltas, count, history);
+	compat_insert_row(table->relation, table->estate, table->row);
+	return true;
+}
+
+/* Add the hours that are over to their table. */
 static void
-execute(const char *statement, int expected, const UsageDeltas *rows)
+insert_hours(const UsageDeltas *history)
 {
 	Oid types[DELTA_COLUMNS];
 	Datum values[DELTA_COLUMNS];
@@ -331,99 +392,45 @@ execute(const char *statement, int expected, const UsageDeltas *rows)
 
 	for (int i = 0; i < DELTA_COLUMNS; i++)
 		types[i] = delta_columns[i]->array;
-	delta_arrays(rows->items, rows->count, values);
-	result = SPI_execute_with_args(statement, DELTA_COLUMNS, types, values, NULL, false, 0);
-	if (result != expected)
+
+	SPI_connect();
+	delta_arrays(history->items, history->count, values);
+	result = SPI_execute_with_args(insert_history, DELTA_COLUMNS, types, values, NULL, false, 0);
+	if (result != SPI_OK_INSERT)
 		elog(ERROR, "could not write usage: %s", SPI_result_code_string(result));
-}
-
-static void
-add_all(UsageDeltas *list, const UsageDelta *deltas, int count)
-{
-	for (int i = 0; i < count; i++)
-		usage_add_delta(list, &deltas[i]);
-}
-
-/* Insert rows for deltas that have none, and list those of keys that somebody holds. */
-static void
-insert_rows(const UsageDeltas *fresh, UsageDeltas *postponed)
-{
-	MemoryContext context = CurrentMemoryContext;
-
-	SPI_connect();
-	execute(insert_usage, SPI_OK_INSERT, fresh);
-	if (SPI_processed < fresh->count)
-	{
-		execute(select_postponed, SPI_OK_SELECT, fresh);
-		MemoryContextSwitchTo(context);
-		for (uint64 i = 0; i < SPI_processed; i++)
-		{
-			bool isnull;
-			Datum number = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
-
-			usage_add_delta(postponed, &fresh->items[DatumGetInt32(number) - 1]);
-		}
-	}
 	SPI_finish();
 }
 
-static void
-insert_hours(const UsageDeltas *history)
-{
-	SPI_connect();
-	execute(insert_history, SPI_OK_INSERT, history);
-	SPI_finish();
-}
-
-/*
- * Add deltas that are merged to their rows; insert those that have none.  Returns
- * what is to be added to rows that were inserted only now: of keys used for the
- * first time, the second hour and later ones.
- */
-static UsageDeltas
-add_to_rows(const UsageDeltas *deltas, UsageDeltas *postponed)
+void
+fold_deltas(UsageDeltas *deltas, UsageDeltas *postponed)
 {
 	UsageTable table;
-	UsageDeltas fresh = {0};
 	UsageDeltas history = {0};
-	UsageDeltas later = {0};
 	int count;
 
+	merge_deltas(deltas);
 	open_table(&table);
 	for (int i = 0; i < deltas->count; i += count)
 	{
 		const UsageDelta *first = &deltas->items[i];
+		bool done = true;
 
 		count = 1;
 		while (i + count < deltas->count && same_row(first, first + count))
 			count++;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!find_row(&table, first))
-		{
-			usage_add_delta(&fresh, first);
-			add_all(&later, first + 1, count - 1);
-		}
-		/* also if it was deleted: only the next time can tell whether its key was */
-		else if (!update_row(&table, first, count, &history))
-			add_all(postponed, first, count);
+		if (find_usage(&table, first))
+			done = replace_row(&table, first, count, &history);
+		else if (find_key(&table, first))
+			done = insert_row(&table, first, count, &history);
+		/* also what was deleted: only the next time can tell whether its key was */
+		for (int j = 0; j < count && !done; j++)
+			usage_add_delta(postponed, first + j);
 	}
 	close_table(&table);
 	CommandCounterIncrement();
 
-	if (fresh.count > 0)
-		insert_rows(&fresh, postponed);
 	if (history.count > 0)
 		insert_hours(&history);
-	return later;
-}
-
-void
-fold_deltas(UsageDeltas *deltas, UsageDeltas *postponed)
-{
-	UsageDeltas left;
-
-	merge_deltas(deltas);
-	for (left = *deltas; left.count > 0;)
-		left = add_to_rows(&left, postponed);
 }

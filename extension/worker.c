@@ -16,6 +16,8 @@
  */
 #include "regpilot.h"
 
+#include <time.h>
+
 #include "access/xact.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -43,7 +45,7 @@
 #define UPKEEP_INTERVAL_MS (60 * 60 * 1000)
 #define UPKEEP_RETRY_MS (60 * 1000) /* after an error */
 #define FOLD_BATCH 4096				/* keys and environments added to the totals with each flush */
-#define FOLD_REST 1.5 /* pause between two batches of a round, relative to the first one's time */
+#define FOLD_REST 2 /* pause after a batch of a round, as a multiple of its processor time */
 #define STOP_POLL_MS 10
 #define STOP_WAIT_MS 1000 /* that other sessions get to end at a stop */
 
@@ -154,6 +156,16 @@ flush(void)
 	return deltas.count;
 }
 
+/* The processor time that this process has used, in microseconds. */
+static int64
+processor_time(void)
+{
+	struct timespec used;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+	return used.tv_sec * USECS_PER_SEC + used.tv_nsec / 1000;
+}
+
 /*
  * Add some of the journal to the totals.  Memory as above.  Returns the time when
  * there is more to do, by usage_clock(), if that is before the next flush.
@@ -164,9 +176,8 @@ fold(void)
 	MemoryContext context = CurrentMemoryContext;
 	UsageDeltas deltas = {0};
 	UsageDeltas postponed = {0};
-	int64 began = usage_clock();
+	int64 began = processor_time();
 	bool locked = false;
-	int64 now;
 
 	if (!journal_has_rows())
 		return PG_INT64_MAX;
@@ -189,8 +200,7 @@ fold(void)
 
 	if (!locked || journal_round_is_over())
 		return PG_INT64_MAX;
-	now = usage_clock();
-	return now + (now - began) * FOLD_REST;
+	return usage_clock() + (processor_time() - began) * FOLD_REST;
 }
 
 /*

@@ -6,7 +6,8 @@
  *
  * Lookups are direct index scans under the latest snapshot, so they see what
  * was committed before they began, also inside a REPEATABLE READ transaction,
- * and check no privileges: EXECUTE on the calling function is the gate.  Projects
+ * and check no privileges: EXECUTE on the calling function is the gate.  A key's
+ * row is looked for first where it was last, which saves the scan.  Projects
  * and plans, which are few and seldom change, are kept between calls until the
  * first call after the COMMIT of a change to any of them.
  *

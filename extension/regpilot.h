@@ -6,8 +6,8 @@
  *
  * The parts and who may include whom (left may not include right):
  *
- *	regpilot, compat <- columns, key, ratelimit, restore <- secret, argument, usage,
- *		catalog <- journal, requestlog <- audit, authorize, fold, lifecycle, member,
+ *	regpilot, compat <- columns, key, ratelimit, restore <- location <- secret, argument,
+ *		usage, catalog <- journal, requestlog <- audit, authorize, fold, lifecycle, member,
  *		notify, saved, stale, worker, settings <- regpilot.c
  *
  *-------------------------------------------------------------------------

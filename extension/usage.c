@@ -53,6 +53,8 @@
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
+#include "location.h"
+
 #define TRANCHE_NAME "regpilot"
 #define NO_SLOT (-1)
 #define FLUSH_WAIT_MS 30000
@@ -157,6 +159,7 @@ usage_shmem_request(void)
 
 	size_partitions();
 	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(location_size());
 	RequestNamedLWLockTranche(TRANCHE_NAME, USAGE_PARTITIONS);
 }
 
@@ -206,6 +209,7 @@ usage_shmem_startup(void)
 	slots = (UsageSlot *) ((char *) buckets + MAXALIGN(buckets_size()));
 	if (!found)
 		initialize_shared();
+	location_attach();
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -734,7 +738,7 @@ usage_get_status(UsageStatus *status)
 	int64 now = usage_clock();
 
 	memset(status, 0, sizeof(*status));
-	status->bytes = shared_size();
+	status->bytes = add_size(shared_size(), location_size());
 	status->slots = USAGE_PARTITIONS * slots_per_partition;
 
 	SpinLockAcquire(&shared->mutex);

@@ -15,8 +15,8 @@
 #include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "storage/smgr.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -348,13 +348,28 @@ find_row(OpenLookup *open, Snapshot snapshot, Datum value)
 }
 
 /*
+ * Whether a table that is locked has a block.  If so it will keep it: who shortens
+ * a table locks out all others.  He also makes everybody forget its size, before
+ * the lock is released, so a size known from earlier is never too large.
+ */
+static bool
+has_block(Relation table, BlockNumber block)
+{
+	SMgrRelation file = RelationGetSmgr(table);
+	BlockNumber known = file->smgr_cached_nblocks[MAIN_FORKNUM];
+
+	return (known != InvalidBlockNumber && block < known) ||
+		   block < smgrnblocks(file, MAIN_FORKNUM);
+}
+
+/*
  * The visible row, if any, at a location that an index has had, in a table that
  * is locked.  By now that may be a place of anything, or be from another table.
  *
  * A heap bears with an offset that is not there, is not in use, or belongs to a
- * version of a row that no index points to: it finds nothing.  But the block must
- * be there, and then stays: who shortens a table locks out all others.  What
- * another access method does with such a location is not known, so it gets none.
+ * version of a row that no index points to: it finds nothing.  A block must be
+ * there.  What another access method does with such a location is not known, so
+ * it gets none.
  */
 static TupleTableSlot *
 fetch_row(OpenLookup *open, Snapshot snapshot, ItemPointer location)
@@ -363,7 +378,7 @@ fetch_row(OpenLookup *open, Snapshot snapshot, ItemPointer location)
 
 	open_table(open);
 	if (open->table->rd_tableam != GetHeapamTableAmRoutine() ||
-		ItemPointerGetBlockNumber(location) >= RelationGetNumberOfBlocks(open->table))
+		!has_block(open->table, ItemPointerGetBlockNumber(location)))
 		return NULL;
 
 	if (open->fetch == NULL)

@@ -4,23 +4,9 @@
 use strict;
 use warnings;
 use lib 't/lib';
-use Cwd qw(abs_path);
-use PostgreSQL::Test::Utils;
+use RegPilot::Clock;
 use RegPilot::Test;
 use Test::More;
-
-my $clock = PostgreSQL::Test::Utils::tempdir_short() . '/clock';
-append_to_file($clock, pack 'q', 0);
-$ENV{STEPPED_CLOCK} = $clock;
-$ENV{LD_PRELOAD} = abs_path('t/build/steppedclock.so');
-
-sub step_clock
-{
-	my ($days) = @_;
-	open my $file, '+<', $clock or die "$clock: $!";
-	syswrite $file, pack 'q', 86400e6 * $days;
-	return;
-}
 
 my $site = RegPilot::Test->new(responder => 0);
 my $node = $site->node;
@@ -66,7 +52,7 @@ is($site->sql(q{SELECT tableoid::regclass <> 'regpilot.request_log_default'::reg
 
 foreach my $days (5000, -5000)
 {
-	step_clock($days);
+	step_clock(86400 * $days);
 	restart_worker();
 	wait_for_partitions();
 	is(rows(), 1, "$days days off: partitions are made, and none with rows is dropped");

@@ -9,9 +9,9 @@
 use strict;
 use warnings;
 use lib 't/lib';
-use Cwd qw(abs_path);
 use List::Util qw(min max);
 use PostgreSQL::Test::Utils;
+use RegPilot::Clock;
 use RegPilot::Load;
 use RegPilot::Replay;
 use RegPilot::Test;
@@ -46,20 +46,6 @@ my @steps = map { ($_, -$_) } 1, 30, 59, 61, 3600, 86400;    # seconds
 
 sub random_of { return $_[ rand @_ ] }
 sub literal { return $_[0] // 'NULL' }
-
-# The clock is for servers, which are started time and again; what else is started
-# here does not care.
-my $clock = PostgreSQL::Test::Utils::tempdir_short() . '/clock';
-append_to_file($clock, pack 'q', 0);
-$ENV{STEPPED_CLOCK} = $clock;
-$ENV{LD_PRELOAD} = abs_path('t/build/steppedclock.so');
-
-sub step_clock
-{
-	my ($step) = @_;
-	open my $file, '+<', $clock or die "$clock: $!";
-	syswrite $file, pack 'q', 1e6 * $step;
-}
 
 my $site = RegPilot::Test->new(responder => 0, conf => "$load_conf\nregpilot.flush_interval = 1s\nregpilot.max_keys = 200\n");
 my $load = RegPilot::Load->new($site);

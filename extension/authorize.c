@@ -24,6 +24,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "key.h"
+#include "location.h"
 #include "requestlog.h"
 #include "usage.h"
 
@@ -111,12 +112,12 @@ set_value(Authorization *row, int attribute, Datum value)
 
 /* Ask for a place for a request of a key that is good, and report the limit. */
 static Verdict
-admit(Authorization *row, Environment environment, TimestampTz now)
+admit(Authorization *row, Environment environment, TimestampTz now, uint32 *slot)
 {
 	int limit = row->key.requests_per_minute;
 	RateDecision decision;
 	UsageAdmission admission =
-		usage_admit(&row->key.id, environment, limit, row->key.flagged, now, &decision);
+		usage_admit(&row->key.id, environment, limit, row->key.flagged, now, slot, &decision);
 
 	if (admission == USAGE_EXHAUSTED)
 		return VERDICT_UNAVAILABLE;
@@ -148,11 +149,20 @@ authorize(CatalogReader *reader, const uint8 *secret, const text *permission,
 	CatalogKey *key = &row->key;
 	Environment counted_as;
 	TimestampTz now = GetCurrentTimestamp();
+	Location location;
+	bool found = false;
 	Verdict verdict;
 
 	memset(row->nulls, true, sizeof(row->nulls));
 
-	if (secret == NULL || !catalog_find_key(reader, secret, key))
+	if (secret != NULL)
+	{
+		/* the slot is on its way while the row is read */
+		location = location_recall(secret);
+		usage_prefetch(location.slot);
+		found = catalog_find_key(reader, secret, &location.row, key);
+	}
+	if (!found)
 	{
 		set_value(row, AUTHORIZATION_VERDICT, catalog_verdict(VERDICT_INVALID));
 		return;
@@ -182,7 +192,8 @@ authorize(CatalogReader *reader, const uint8 *secret, const text *permission,
 			 !has_permission(DatumGetArrayTypeP(key->permissions), permission))
 		verdict = VERDICT_FORBIDDEN;
 	else
-		verdict = admit(row, counted_as, now);
+		verdict = admit(row, counted_as, now, &location.slot);
+	location_remember(secret, &location);
 
 	set_value(row, AUTHORIZATION_VERDICT, catalog_verdict(verdict));
 }

@@ -27,7 +27,6 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
-#include "location.h"
 
 PG_FUNCTION_INFO_V1(regpilot_invalidate_limits);
 
@@ -372,18 +371,18 @@ has_block(Relation table, BlockNumber block)
  * it gets none.
  */
 static TupleTableSlot *
-fetch_row(OpenLookup *open, Snapshot snapshot, ItemPointer location)
+fetch_row(OpenLookup *open, Snapshot snapshot, ItemPointerData location)
 {
 	bool more = false;
 
 	open_table(open);
 	if (open->table->rd_tableam != GetHeapamTableAmRoutine() ||
-		!has_block(open->table, ItemPointerGetBlockNumber(location)))
+		!has_block(open->table, ItemPointerGetBlockNumber(&location)))
 		return NULL;
 
 	if (open->fetch == NULL)
 		open->fetch = table_index_fetch_begin(open->table);
-	return table_index_fetch_tuple(open->fetch, location, snapshot, open->row, &more, NULL)
+	return table_index_fetch_tuple(open->fetch, &location, snapshot, open->row, &more, NULL)
 			   ? open->row
 			   : NULL;
 }
@@ -409,7 +408,7 @@ row_has_digest(TupleTableSlot *key_row, const uint8 digest[KEY_DIGEST_LENGTH])
  * rows that appear, and where none was the index is searched.)
  */
 static TupleTableSlot *
-find_key_row(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH])
+find_key_row(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], ItemPointer location)
 {
 	OpenLookup *lookup = &reader->key_by_digest;
 	struct
@@ -417,12 +416,11 @@ find_key_row(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH])
 		int32 header; /* of a varlena, and its alignment */
 		uint8 bytes[KEY_DIGEST_LENGTH];
 	} digest_bytea;
-	ItemPointerData location;
 	TupleTableSlot *key_row;
 
-	if (location_recall(digest, &location))
+	if (ItemPointerIsValid(location))
 	{
-		key_row = fetch_row(lookup, reader->snapshot, &location);
+		key_row = fetch_row(lookup, reader->snapshot, *location);
 		if (key_row != NULL && row_has_digest(key_row, digest))
 			return key_row;
 	}
@@ -431,7 +429,7 @@ find_key_row(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH])
 	memcpy(digest_bytea.bytes, digest, KEY_DIGEST_LENGTH);
 	key_row = find_row(lookup, reader->snapshot, PointerGetDatum(&digest_bytea));
 	if (key_row != NULL)
-		location_remember(digest, &lookup->location);
+		*location = lookup->location;
 	return key_row;
 }
 
@@ -539,9 +537,10 @@ regpilot_invalidate_limits(PG_FUNCTION_ARGS)
 }
 
 bool
-catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], CatalogKey *key)
+catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], ItemPointer location,
+				 CatalogKey *key)
 {
-	TupleTableSlot *key_row = find_key_row(reader, digest);
+	TupleTableSlot *key_row = find_key_row(reader, digest, location);
 	const Project *project;
 	Datum value;
 	bool isnull;

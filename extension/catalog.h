@@ -19,6 +19,7 @@
 #include "regpilot.h"
 
 #include "datatype/timestamp.h"
+#include "storage/itemptr.h"
 #include "utils/uuid.h"
 
 #include "compat.h"
@@ -77,9 +78,14 @@ extern bool catalog_exists(void);
 extern CatalogReader *catalog_open(void);
 extern void catalog_close(CatalogReader *reader);
 
-/* Find a key by its digest, or its project by its id; false if there is no such key. */
+/*
+ * Find a key by its digest, or its project by its id; false if there is no such
+ * key.  *location is where the key's row was last, or invalid; any is safe.  If
+ * the key is found, it is set to one that will do the next time.
+ */
 pg_nodiscard extern bool catalog_find_key(CatalogReader *reader,
-										  const uint8 digest[KEY_DIGEST_LENGTH], CatalogKey *key);
+										  const uint8 digest[KEY_DIGEST_LENGTH],
+										  ItemPointer location, CatalogKey *key);
 pg_nodiscard extern bool catalog_find_project(CatalogReader *reader, const pg_uuid_t *key_id,
 											  pg_uuid_t *project_id);
 

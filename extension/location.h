@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * location.h
- *		Hints where in the table the rows of keys are, in shared memory.
+ *		Hints where the row and the usage slot of a key are, in shared memory.
  *
- * A hint is a place where the key with some digest has been found.  It may be
- * wrong at any time: rows move, and their places are used again, and nobody
- * mends the hints.  So it is for the caller to see whether the row is there.
- * What is in the row is never kept.
+ * A hint is where they were when the key with some digest was found last.  It may
+ * be wrong at any time: rows move, slots are evicted, either's place is used
+ * again, and nobody mends the hints.  So whoever follows one has to see whether
+ * what is there is what he is looking for.  What is in a row is never kept.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,12 +26,21 @@
 extern Size location_size(void);
 extern void location_attach(void);
 
-/* Where the key with a digest may be.  False if nothing is known of it. */
-pg_nodiscard extern bool location_recall(const uint8 digest[KEY_DIGEST_LENGTH],
-										 ItemPointer location);
+typedef struct Location
+{
+	ItemPointerData row; /* that the index has for it; invalid if not known */
+	uint32 slot;		 /* its number in usage.c; LOCATION_NO_SLOT if not known */
+} Location;
+
+#define LOCATION_NO_SLOT PG_UINT32_MAX
+
+/* Have the processor fetch what is known of a digest, soon to be recalled. */
+extern void location_prefetch(const uint8 digest[KEY_DIGEST_LENGTH]);
+
+/* Where the key with a digest was last. */
+extern Location location_recall(const uint8 digest[KEY_DIGEST_LENGTH]);
 
 /* The key with a digest is there. */
-extern void location_remember(const uint8 digest[KEY_DIGEST_LENGTH],
-							  const ItemPointerData *location);
+extern void location_remember(const uint8 digest[KEY_DIGEST_LENGTH], const Location *location);
 
 #endif /* REGPILOT_LOCATION_H */

@@ -61,6 +61,8 @@
 #define SEARCH_INTERVAL 10000 /* microseconds between searches of a full partition */
 #define CLOSE_WAIT_MS 1000
 
+#define CACHE_LINE 64 /* bytes; if it is wrong nothing is but the time we take */
+
 typedef struct UsageKey
 {
 	Oid database;
@@ -75,8 +77,8 @@ typedef struct UsageSlot
 	slock_t mutex;	/* guards what follows */
 	bool dirty;		/* on the dirty list, or taken off it but not collected yet */
 	bool flagged;	/* used while its key was flagged as stale */
-	RateWindow window;
 	UsageCounters counters[ENVIRONMENT_COUNT];
+	RateWindow window;
 } UsageSlot;
 
 typedef struct UsagePartition
@@ -389,12 +391,46 @@ make_slot(UsagePartition *partition, int *head, const UsageKey *key)
 	return slot;
 }
 
+/* The partition that a slot lies in. */
+static UsagePartition *
+partition_of(const UsageSlot *slot)
+{
+	return &shared->partitions[(slot - slots) / slots_per_partition];
+}
+
+static bool
+is_slot(uint32 number)
+{
+	return number < (uint32) (USAGE_PARTITIONS * slots_per_partition);
+}
+
 /*
- * Find a key's slot, or make it.  Unless NULL is returned, the partition's lock
- * is held, and the caller must release it.
+ * The slot of that number, if it is the key's.  If so its partition's lock is held,
+ * and the caller must release it.
  */
 static UsageSlot *
-enter_slot(const pg_uuid_t *key_id, UsagePartition **partition)
+enter_slot_by_number(uint32 number, const UsageKey *key, UsagePartition **partition)
+{
+	UsageSlot *slot;
+
+	if (!is_slot(number))
+		return NULL;
+
+	slot = &slots[number];
+	*partition = partition_of(slot);
+	LWLockAcquire((*partition)->lock, LW_SHARED);
+	if (memcmp(&slot->key, key, sizeof(UsageKey)) == 0)
+		return slot;
+	LWLockRelease((*partition)->lock);
+	return NULL;
+}
+
+/*
+ * Find a key's slot, which may have that number, or make it.  Unless NULL is
+ * returned, the partition's lock is held, and the caller must release it.
+ */
+static UsageSlot *
+enter_slot(const pg_uuid_t *key_id, uint32 number, UsagePartition **partition)
 {
 	UsageKey key;
 	int *head;
@@ -402,10 +438,14 @@ enter_slot(const pg_uuid_t *key_id, UsagePartition **partition)
 
 	key.database = MyDatabaseId;
 	key.key_id = *key_id;
-	*partition = locate(&key, &head);
 
-	LWLockAcquire((*partition)->lock, LW_SHARED);
-	slot = find_slot(*head, &key);
+	slot = enter_slot_by_number(number, &key, partition);
+	if (slot == NULL)
+	{
+		*partition = locate(&key, &head);
+		LWLockAcquire((*partition)->lock, LW_SHARED);
+		slot = find_slot(*head, &key);
+	}
 	if (slot == NULL)
 	{
 		LWLockRelease((*partition)->lock);
@@ -443,14 +483,15 @@ become_dirty(UsagePartition *partition, UsageSlot *slot)
 
 UsageAdmission
 usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool flagged,
-			TimestampTz now, RateDecision *decision)
+			TimestampTz now, uint32 *number, RateDecision *decision)
 {
 	UsagePartition *partition;
-	UsageSlot *slot = enter_slot(key_id, &partition);
+	UsageSlot *slot = enter_slot(key_id, *number, &partition);
 	bool admitted = true;
 
 	if (slot == NULL)
 		return USAGE_EXHAUSTED;
+	*number = (uint32) (slot - slots);
 
 	SpinLockAcquire(&slot->mutex);
 	if (limit > 0)
@@ -471,6 +512,15 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool fl
 
 	LWLockRelease(partition->lock);
 	return admitted ? USAGE_ADMITTED : USAGE_LIMITED;
+}
+
+void
+usage_prefetch(uint32 number)
+{
+	if (!is_slot(number))
+		return;
+	for (Size i = 0; i < offsetof(UsageSlot, window); i += CACHE_LINE)
+		__builtin_prefetch((char *) &slots[number] + i, 1);
 }
 
 void
@@ -496,7 +546,7 @@ bool
 usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounters *counters)
 {
 	UsagePartition *partition;
-	UsageSlot *slot = enter_slot(key_id, &partition);
+	UsageSlot *slot = enter_slot(key_id, LOCATION_NO_SLOT, &partition);
 
 	if (slot == NULL)
 		return false;

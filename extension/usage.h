@@ -99,12 +99,16 @@ extern void usage_require(void);
 /*
  * Ask for a place for a request of a valid key under a limit per minute (0:
  * unlimited), and count the request if it gets one.  "flagged" says that the key
- * is flagged as stale.  *decision is set unless the limit is 0 or the slots are
- * exhausted.  Holds no lock on return.
+ * is flagged as stale.  *slot is the number of the key's slot when it had one
+ * last; any is safe.  It is set to what it is now, and *decision is set unless the
+ * limit is 0, both unless the slots are exhausted.  Holds no lock on return.
  */
 pg_nodiscard extern UsageAdmission usage_admit(const pg_uuid_t *key_id, Environment environment,
 											   int limit, bool flagged, TimestampTz now,
-											   RateDecision *decision);
+											   uint32 *slot, RateDecision *decision);
+
+/* Have the processor fetch a slot, of any number, for usage_admit(). */
+extern void usage_prefetch(uint32 slot);
 
 /*
  * Add the outcome of requests of a valid key, counted before.  False if it could

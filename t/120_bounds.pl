@@ -58,6 +58,28 @@ is($sum->{ok} + ($sum->{unavailable} // 0), 8 * 5 * 4000, 'each request has one 
 cmp_ok($sum->{ok}, '>', 2000, 'slots are used over and over');
 is(total('enterprise'), $sum->{ok}, 'and what was admitted in them is counted exactly');
 
+# A key is looked for first in the slot that was its own. What is recorded of others
+# takes that slot and leaves no hint of it, so the one of the first key stays.
+sub total_of_first
+{
+	$site->sql('SELECT regpilot.flush_usage()');
+	return $site->sql(q{SELECT total_requests FROM regpilot.key_overview WHERE name = 'enterprise 1'});
+}
+$site->sql(q{SELECT FROM regpilot.authorize('enterprise 1')});
+my $first_total = total_of_first();
+for (my $i = 2; $i <= 2000; $i += 100)
+{
+	$site->sql(sprintf <<~SQL, $i, $i + 99);
+		SELECT regpilot.record_many(array_agg(id), array_agg('other'::text), array_agg(500), array_agg(1),
+			array_agg('model'::text), array_agg(0::bigint), array_agg(0::bigint))
+		FROM regpilot.api_key WHERE name IN (SELECT 'enterprise ' || i FROM generate_series(%d, %d) i)
+		SQL
+	$site->sql('SELECT regpilot.flush_usage()');
+}
+my %again = verdicts(q{SELECT 'enterprise 1' FROM generate_series(1, 10)});
+is($again{ok}, 10, 'a key whose slot another has taken gets a new one');
+is(total_of_first() - $first_total, 10, 'and is counted there');
+
 # a window that still binds holds its slot
 my %first = verdicts(q{SELECT 'free ' || i FROM generate_series(1, 2000) i});
 cmp_ok($first{ok}, '>', 0, 'some limited keys find a slot');

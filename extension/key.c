@@ -133,6 +133,27 @@ require_openssl(bool done)
 							   ERR_reason_error_string(ERR_get_error()))));
 }
 
+/* A context to compute SHA-256 in. */
+static EVP_MD_CTX *
+make_context(void)
+{
+	static EVP_MD *sha256 = NULL;
+	EVP_MD_CTX *context;
+
+	if (sha256 == NULL)
+		sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+	require_openssl(sha256 != NULL && EVP_MD_get_size(sha256) == KEY_DIGEST_LENGTH);
+
+	context = EVP_MD_CTX_new();
+	if (context == NULL || !EVP_DigestInit_ex2(context, sha256, NULL))
+	{
+		EVP_MD_CTX_free(context);
+		context = NULL;
+	}
+	require_openssl(context != NULL);
+	return context;
+}
+
 /*
  * OpenSSL is used directly, since the server's pg_cryptohash_create() looks the
  * algorithm up each time, which takes longer than the digest of a key.
@@ -140,22 +161,21 @@ require_openssl(bool done)
 void
 key_digest(const void *key, size_t length, uint8 digest[KEY_DIGEST_LENGTH])
 {
-	static EVP_MD *sha256 = NULL;
 	static EVP_MD_CTX *context = NULL;
+	bool done;
 
 	if (context == NULL)
-	{
-		if (sha256 == NULL)
-			sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
-		require_openssl(sha256 != NULL && EVP_MD_get_size(sha256) == KEY_DIGEST_LENGTH);
-		context = EVP_MD_CTX_new();
-		require_openssl(context != NULL);
-	}
+		context = make_context();
 
-	/* the last initialisation makes the context forget the key */
-	require_openssl(
-		EVP_DigestInit_ex2(context, sha256, NULL) && EVP_DigestUpdate(context, key, length) &&
-		EVP_DigestFinal_ex(context, digest, NULL) && EVP_DigestInit_ex2(context, NULL, NULL));
+	/* initialised at the end: it forgets the key, and is ready for the next one */
+	done = EVP_DigestUpdate(context, key, length) && EVP_DigestFinal_ex(context, digest, NULL) &&
+		   EVP_DigestInit_ex2(context, NULL, NULL);
+	if (!done)
+	{
+		EVP_MD_CTX_free(context);
+		context = NULL;
+	}
+	require_openssl(done);
 }
 
 char *

@@ -71,6 +71,9 @@ typedef struct UsageTable
 	Snapshot snapshot;
 	Finder usage;
 	Finder keys;
+	SnapshotData uncommitted; /* sees rows that others have not committed yet */
+	Finder uncommitted_usage;
+	Finder uncommitted_keys;
 	EState *estate;
 	ResultRelInfo *relation;			   /* key_usage with its indexes open */
 	TupleTableSlot *row;				   /* to write */
@@ -172,6 +175,9 @@ open_table(UsageTable *table)
 	table->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	table->usage = open_finder("key_usage", "key_usage_pkey", 2, table->snapshot);
 	table->keys = open_finder("api_key", "api_key_pkey", 1, table->snapshot);
+	InitDirtySnapshot(table->uncommitted);
+	table->uncommitted_usage = open_finder("key_usage", "key_usage_pkey", 2, &table->uncommitted);
+	table->uncommitted_keys = open_finder("api_key", "api_key_pkey", 1, &table->uncommitted);
 	if (RelationGetNumberOfAttributes(table->usage.table) != Natts_key_usage)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						errmsg("table regpilot.key_usage is not as this version needs it")));
@@ -191,6 +197,8 @@ close_table(UsageTable *table)
 	ExecDropSingleTupleTableSlot(table->row);
 	ExecCloseIndices(table->relation);
 	FreeExecutorState(table->estate);
+	close_finder(&table->uncommitted_keys);
+	close_finder(&table->uncommitted_usage);
 	close_finder(&table->keys);
 	close_finder(&table->usage);
 	UnregisterSnapshot(table->snapshot);
@@ -198,26 +206,26 @@ close_table(UsageTable *table)
 
 /* Find the row of a delta; false if it has none. */
 static bool
-find_usage(UsageTable *table, const UsageDelta *delta)
+find_usage(UsageTable *table, Finder *finder, const UsageDelta *delta)
 {
 	ScanKeyData keys[2];
 
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(&delta->key_id));
 	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_TEXTEQ,
 				table->environments[delta->environment]);
-	index_rescan(table->usage.scan, keys, 2, NULL, 0);
-	return index_getnext_slot(table->usage.scan, ForwardScanDirection, table->usage.row);
+	index_rescan(finder->scan, keys, 2, NULL, 0);
+	return index_getnext_slot(finder->scan, ForwardScanDirection, finder->row);
 }
 
-/* Find the key of a delta; false if it is no more. */
+/* Find the key of a delta; false if there is none. */
 static bool
-find_key(UsageTable *table, const UsageDelta *delta)
+find_key(Finder *finder, const UsageDelta *delta)
 {
 	ScanKeyData key;
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(&delta->key_id));
-	index_rescan(table->keys.scan, &key, 1, NULL, 0);
-	return index_getnext_slot(table->keys.scan, ForwardScanDirection, table->keys.row);
+	index_rescan(finder->scan, &key, 1, NULL, 0);
+	return index_getnext_slot(finder->scan, ForwardScanDirection, finder->row);
 }
 
 /* Lock the row that was found; false if somebody holds it, or has changed it. */
@@ -401,6 +409,21 @@ insert_hours(const UsageDeltas *history)
 	SPI_finish();
 }
 
+/*
+ * Add deltas of one key and environment to their row, or make it.  False if that
+ * must wait for somebody: who holds the row or its key, or has not committed it.
+ */
+static bool
+fold_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *history)
+{
+	if (find_usage(table, &table->usage, deltas))
+		return replace_row(table, deltas, count, history);
+	if (find_key(&table->keys, deltas))
+		return !find_usage(table, &table->uncommitted_usage, deltas) &&
+			   insert_row(table, deltas, count, history);
+	return !find_key(&table->uncommitted_keys, deltas);
+}
+
 void
 fold_deltas(UsageDeltas *deltas, UsageDeltas *postponed)
 {
@@ -413,19 +436,15 @@ fold_deltas(UsageDeltas *deltas, UsageDeltas *postponed)
 	for (int i = 0; i < deltas->count; i += count)
 	{
 		const UsageDelta *first = &deltas->items[i];
-		bool done = true;
 
 		count = 1;
 		while (i + count < deltas->count && same_row(first, first + count))
 			count++;
 
 		CHECK_FOR_INTERRUPTS();
-		if (find_usage(&table, first))
-			done = replace_row(&table, first, count, &history);
-		else if (find_key(&table, first))
-			done = insert_row(&table, first, count, &history);
-		/* also what was deleted: only the next time can tell whether its key was */
-		for (int j = 0; j < count && !done; j++)
+		if (fold_row(&table, first, count, &history))
+			continue;
+		for (int j = 0; j < count; j++)
 			usage_add_delta(postponed, first + j);
 	}
 	close_table(&table);

@@ -26,6 +26,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -46,6 +47,8 @@
 #define UPKEEP_RETRY_MS (60 * 1000) /* after an error */
 #define FOLD_BATCH 4096				/* keys and environments added to the totals with each flush */
 #define FOLD_REST 2 /* pause after a batch of a round, as a multiple of its processor time */
+#define FOLD_RETRY                                                                                 \
+	(100 * INT64CONST(1000)) /* microseconds; of a round, while the totals are locked */
 #define STOP_POLL_MS 10
 #define STOP_WAIT_MS 1000 /* that other sessions get to end at a stop */
 
@@ -108,7 +111,10 @@ rest(MemoryContext context)
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
-/* Take the flag of staleness off the keys that have been used. */
+/*
+ * Take the flag of staleness off the keys that have been used, unless somebody has
+ * locked the keys: then the next upkeep does.
+ */
 static void
 clear_flags(const UsageDeltas *deltas)
 {
@@ -123,7 +129,7 @@ clear_flags(const UsageDeltas *deltas)
 			used = palloc(deltas->count * sizeof(pg_uuid_t));
 		used[used_count++] = deltas->items[i].key_id;
 	}
-	if (used_count > 0)
+	if (used_count > 0 && ConditionalLockRelationOid(catalog_relation("api_key"), RowExclusiveLock))
 		stale_clear_flags(used, used_count);
 }
 
@@ -198,8 +204,10 @@ fold(void)
 	commit();
 	rest(context);
 
-	if (!locked || journal_round_is_over())
+	if (journal_round_is_over())
 		return PG_INT64_MAX;
+	if (!locked)
+		return usage_clock() + FOLD_RETRY;
 	return usage_clock() + (processor_time() - began) * FOLD_REST;
 }
 

@@ -79,6 +79,54 @@ $site->sql('SELECT regpilot.flush_usage()');
 $keys += 50;
 is($site->sql($total), 2 * $keys, 'nothing of that is lost in a crash');
 
+# --- others are at the keys, or at the totals of one
+
+sub worker { return $site->sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'regpilot worker'}) }
+
+my $worker = worker();
+my ($flagged, $flagged_key) = $site->create_key;
+my ($other, $other_key) = $site->create_key;
+$site->sql("UPDATE regpilot.api_key SET flagged_at = now() WHERE id = '$flagged'");
+$holder = $node->background_psql('regpilot');
+$holder->query_safe('BEGIN; LOCK TABLE regpilot.api_key IN SHARE MODE');
+$site->sql("SELECT (regpilot.authorize('$flagged_key')).verdict");
+poll("SELECT total_requests = 1 FROM regpilot.key_usage WHERE key_id = '$flagged'", 'keys locked: the use of a flagged one counts all the same');
+$holder->query_safe('ROLLBACK');
+is($site->sql('SELECT regpilot.flag_stale_keys()'), 0, 'no key is stale');
+is($site->sql("SELECT flagged_at FROM regpilot.api_key WHERE id = '$flagged'"), '', 'and its flag is taken off');
+
+$holder->query_safe(<<~SQL);
+	BEGIN;
+	INSERT INTO regpilot.key_usage (key_id, environment, total_requests, failed_requests, prompt_tokens, completion_tokens)
+	VALUES ('$other', 'other', 100, 0, 0, 0);
+	SELECT (regpilot.authorize('$other_key')).verdict
+	SQL
+my $unborn = $holder->query_safe(
+	qq{SELECT regpilot.import_key(id, 'unborn', sha256('its key')) FROM regpilot.project WHERE name = 'journal'});
+$holder->query_safe(q{SELECT regpilot.authorize('its key')});
+$site->sql('SELECT regpilot.flush_usage()');
+is($site->sql($journaled), 2, 'a row and a key that are not committed yet are waited for in the journal');
+$holder->query_safe('COMMIT');
+$site->sql('SELECT regpilot.flush_usage()');
+is($site->sql("SELECT total_requests FROM regpilot.key_usage WHERE key_id = '$other'"), 101, 'the row');
+is($site->sql("SELECT total_requests FROM regpilot.key_usage WHERE key_id = '$unborn'"), 1, 'the key');
+is(worker(), $worker, 'and the worker went on all the while');
+
+$site->sql("ALTER SYSTEM SET regpilot.flush_interval = '1min'");
+$site->sql('SELECT pg_reload_conf()');
+$site->sql('SELECT regpilot.flush_usage()');
+$holder->query_safe('BEGIN; LOCK TABLE regpilot.key_usage IN SHARE MODE');
+$site->sql("SELECT (regpilot.authorize('$other_key')).verdict");
+my $asking = $node->background_psql('regpilot');
+$asking->query_until(qr/asking/, "\\echo asking\nSELECT regpilot.flush_usage();\n");
+poll("SELECT ($journaled) = 1", 'asked for while the totals are locked');
+$holder->query_safe('ROLLBACK');
+poll("SELECT ($journaled) = 0", 'done soon after, whatever the interval');
+$asking->quit;
+$site->sql('ALTER SYSTEM RESET regpilot.flush_interval');
+$site->sql('SELECT pg_reload_conf()');
+$holder->quit;
+
 # --- rows that the worker has not written, as of a dump
 
 my ($old, $old_key) = $site->create_key;

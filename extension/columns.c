@@ -30,11 +30,17 @@ column_array(const ColumnType *type, Datum *values, bool *nulls, int count)
 Datum *
 column_values(const ColumnType *type, Datum array, bool **nulls, int count)
 {
+	ArrayType *elements = DatumGetArrayTypeP(array);
 	Datum *values;
 	int found;
 
-	deconstruct_array(DatumGetArrayTypeP(array), type->element, type->length, type->by_value,
-					  type->alignment, &values, nulls, &found);
+	if (ARR_ELEMTYPE(elements) != type->element)
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("a column is of the wrong type")));
+	if (nulls == NULL && array_contains_nulls(elements))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("a column has an unexpected null")));
+	deconstruct_array(elements, type->element, type->length, type->by_value, type->alignment,
+					  &values, nulls, &found);
 	if (found != count)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("columns differ in length: %d and %d", found, count)));

@@ -32,7 +32,8 @@ extern Datum column_array(const ColumnType *type, Datum *values, bool *nulls, in
 
 /*
  * The elements of an array, palloc'd, of which there must be so many; *nulls says
- * which are null.  Raises ERRCODE_DATA_CORRUPTED if there are not.
+ * which are null, and if "nulls" is NULL none may be.  Raises ERRCODE_DATA_CORRUPTED
+ * if it is otherwise.
  */
 extern Datum *column_values(const ColumnType *type, Datum array, bool **nulls, int count);
 

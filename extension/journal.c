@@ -187,11 +187,11 @@ add_deltas(HeapTuple row, TupleDesc descriptor, int partition, UsageDeltas *delt
 	bool isnull;
 	int count = DatumGetInt32(SPI_getbinval(row, descriptor, 1, &isnull));
 	Datum *values[DELTA_COLUMNS];
-	bool *nulls[DELTA_COLUMNS];
+	bool *never_used;
 
 	for (int i = 0; i < DELTA_COLUMNS; i++)
 		values[i] = column_values(delta_columns[i], SPI_getbinval(row, descriptor, 2 + i, &isnull),
-								  &nulls[i], count);
+								  i == DELTA_LAST_USED_AT ? &never_used : NULL, count);
 
 	for (int i = 0; i < count; i++)
 	{
@@ -206,10 +206,17 @@ add_deltas(HeapTuple row, TupleDesc descriptor, int partition, UsageDeltas *delt
 		delta.counters.failed_requests = DatumGetInt64(values[DELTA_FAILED_REQUESTS][i]);
 		delta.counters.prompt_tokens = DatumGetInt64(values[DELTA_PROMPT_TOKENS][i]);
 		delta.counters.completion_tokens = DatumGetInt64(values[DELTA_COMPLETION_TOKENS][i]);
-		if (!nulls[DELTA_LAST_USED_AT][i])
+		if (!never_used[i])
 			delta.counters.last_used_at = DatumGetTimestampTz(values[DELTA_LAST_USED_AT][i]);
 		usage_add_delta(deltas, &delta);
 	}
+}
+
+/* Say where a row is that cannot be taken. */
+static void
+describe_row(void *partition)
+{
+	errcontext("row of table regpilot.usage_journal, partition %d", *(int *) partition);
 }
 
 /* Take a partition.  The caller is connected to SPI, and "context" is for the list. */
@@ -218,15 +225,19 @@ take_partition(SPIPlanPtr plan, int partition, bool any_writer, MemoryContext co
 			   UsageDeltas *deltas)
 {
 	Datum values[] = {Int32GetDatum(partition), UUIDPGetDatum(&writer)};
+	ErrorContextCallback row_context = {.callback = describe_row, .arg = &partition};
 	MemoryContext spi_context;
 
 	execute(plan, values, any_writer ? " n" : NULL, SPI_OK_DELETE_RETURNING);
 	spi_context = MemoryContextSwitchTo(context);
+	row_context.previous = error_context_stack;
+	error_context_stack = &row_context;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		add_deltas(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, partition, deltas);
 	}
+	error_context_stack = row_context.previous;
 	MemoryContextSwitchTo(spi_context);
 	SPI_freetuptable(SPI_tuptable);
 	written[partition] = false;

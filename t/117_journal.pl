@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 use lib 't/lib';
+use PostgreSQL::Test::Utils;
 use RegPilot::Test;
 use Test::More;
 
@@ -157,5 +158,29 @@ my $hourly = q{SELECT string_agg(to_char(hour AT TIME ZONE 'UTC', 'HH24') || ':'
 is($site->sql("$hourly '$old'"), '10:1/3 11:3/6 12:1/3', 'its hours');
 is($site->sql("$hourly '$new'"), '10:1/3 11:2/6 12:1/3', 'and of the other');
 is($site->sql("SELECT count(*) FROM regpilot.key_usage WHERE key_id = '$gone'"), 0, 'a key that is no more');
+
+# and of nobody: rows that cannot be taken stop the totals, not flushes or the server
+my %strange = (
+	'a key that is null' => [ '{NULL}', '{dev}', '{2026-01-01 12:00+00}', '{1}' ],
+	'an environment that is null' => [ "{$old}", '{NULL}', '{2026-01-01 12:00+00}', '{1}' ],
+	'an hour that is null' => [ "{$old}", '{dev}', '{NULL}', '{1}' ],
+	'columns that differ in length' => [ "{$old}", '{dev}', '{2026-01-01 12:00+00}', '{1,2}' ],
+);
+foreach my $what (sort keys %strange)
+{
+	my $seen = -s $node->logfile;
+	my $row = join ', ', map { "'$_'" } @{ $strange{$what} };
+	$site->sql("INSERT INTO regpilot.usage_journal SELECT 5, '$gone', $row, '{1}', '{1}', '{1}', '{NULL}'");
+	my $before = $site->sql($total);
+	$site->sql('SELECT pg_terminate_backend(' . worker() . ')');    # the next one begins with such rows
+	$node->wait_for_log(qr/ERROR:  .*\n.*CONTEXT:  row of table regpilot.usage_journal, partition 5/, $seen);
+	authorize_keys(3);
+	poll("SELECT ($journaled) >= 3 + (SELECT sum(n) FROM regpilot.usage_journal, unnest(total_requests) n WHERE writer = '$gone')",
+		"$what: said so, and flushed all the same");
+	unlike(slurp_file($node->logfile, $seen), qr/terminated by signal/, "$what: no crash");
+	$site->sql("DELETE FROM regpilot.usage_journal WHERE writer = '$gone'");
+	$site->sql('SELECT regpilot.flush_usage()');
+	is($site->sql($total), $before + 3, "$what: deleted");
+}
 
 done_testing();

@@ -4,8 +4,8 @@
  *		Adding what was counted to the totals.
  *
  * Rows are found and replaced directly; the executor would take four times as
- * long.  So is the key of a row that is not there yet: it is locked as the check of
- * the foreign key would, and the row inserted.
+ * long.  So is the key of a row that is not there yet: it is locked, in place of the
+ * check of the foreign key, and the row inserted.
  *
  * A row holds the totals and, apart, what of them belongs to the hour in which it
  * was last written.  When a later hour begins for it, the hour that is over goes
@@ -377,11 +377,18 @@ replace_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas 
 	return false;
 }
 
-/* Insert the first row of the key that was found.  False if somebody holds the key. */
+/*
+ * Insert the first row of the key that was found.  False if somebody holds the key.
+ *
+ * A lock in share mode keeps the key from being deleted, as the lock in key share
+ * mode of a foreign key's check does, and from being updated.  So it cannot be got
+ * while an update is not committed: whoever then deleted the version that the update
+ * made would not see a lock on the version that we found.
+ */
 static bool
 insert_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *history)
 {
-	if (!lock_row(&table->keys, table->snapshot, LockTupleKeyShare))
+	if (!lock_row(&table->keys, table->snapshot, LockTupleShare))
 		return false;
 
 	begin_first_row(table, deltas);

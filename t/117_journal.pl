@@ -183,4 +183,29 @@ foreach my $what (sort keys %strange)
 	is($site->sql($total), $before + 3, "$what: deleted");
 }
 
+# --- a key is deleted while its first row is added
+
+# The worker pauses when it has locked the keys and added to the totals.
+$site->sql(<<~SQL);
+	CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NEW; END';
+	CREATE TRIGGER pause BEFORE INSERT ON regpilot.usage_history FOR EACH STATEMENT EXECUTE FUNCTION pause();
+	SQL
+my $pausing = q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'regpilot worker' AND wait_event = 'PgSleep'};
+foreach my $change (q{UPDATE regpilot.api_key SET name = 'changed' WHERE id =}, 'SELECT FROM regpilot.api_key WHERE id =')
+{
+	my ($deleted, $deleted_key) = $site->create_key;
+	$holder = $node->background_psql('regpilot');
+	$holder->query_safe("BEGIN; $change '$deleted'");
+	$site->sql("SELECT (regpilot.authorize('$new_key')).verdict");
+	$site->sql('SELECT regpilot.flush_usage()');
+	$site->sql("UPDATE regpilot.key_usage SET hour = '2026-01-01 11:00+00' WHERE key_id = '$new'");
+	$site->sql("SELECT (regpilot.authorize('$deleted_key')).verdict, (regpilot.authorize('$new_key')).verdict");
+	poll($pausing, "a fold after $change");
+	$holder->query_safe("DELETE FROM regpilot.api_key WHERE id = '$deleted'; COMMIT");
+	$holder->quit;
+	$site->sql('SELECT regpilot.flush_usage()');
+	is($site->sql("SELECT count(*) FROM regpilot.key_usage WHERE key_id = '$deleted'"), 0, 'leaves no row without a key');
+}
+$site->sql('DROP FUNCTION pause() CASCADE');
+
 done_testing();

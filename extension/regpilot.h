@@ -25,6 +25,9 @@ extern int regpilot_rotation_period; /* seconds */
 extern int regpilot_stale_after;	 /* seconds */
 extern int regpilot_log_retention;	 /* seconds */
 
+/* Bytes that the processor fetches at once.  If it is wrong nothing is but the time we take. */
+#define CACHE_LINE 64
+
 /*
  * The environments that usage is counted under.  A request names one freely;
  * what is not in the list counts as "other", so a caller cannot make more.

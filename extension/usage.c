@@ -61,7 +61,7 @@
 #define SEARCH_INTERVAL 10000 /* microseconds between searches of a full partition */
 #define CLOSE_WAIT_MS 1000
 
-#define CACHE_LINE 64 /* bytes; if it is wrong nothing is but the time we take */
+#define SLOT_SIZE (2 * CACHE_LINE) /* two that lie side by side are fetched together */
 
 typedef struct UsageKey
 {
@@ -69,17 +69,46 @@ typedef struct UsageKey
 	pg_uuid_t key_id;
 } UsageKey; /* no padding: hashed and compared as bytes */
 
+/* What admission counts in one environment. */
+typedef struct UsageTally
+{
+	int64 requests;
+	TimestampTz last_used_at; /* 0: not since the slot was made */
+} UsageTally;
+
+/*
+ * What every check touches of a key.  On a busy server each is out of the
+ * processor's caches, and is paid for by the cache line.
+ */
 typedef struct UsageSlot
 {
-	UsageKey key;	/* partition lock */
-	int next;		/* partition lock: in the chain or free list */
-	int next_dirty; /* in the dirty list, while "dirty" */
-	slock_t mutex;	/* guards what follows */
-	bool dirty;		/* on the dirty list, or taken off it but not collected yet */
-	bool flagged;	/* used while its key was flagged as stale */
-	UsageCounters counters[ENVIRONMENT_COUNT];
-	RateWindow window;
+	UsageKey key;	   /* partition lock */
+	int next;		   /* partition lock: in the chain or free list */
+	int next_dirty;	   /* in the dirty list, while "dirty" */
+	slock_t mutex;	   /* guards what follows, and the slot's details */
+	bool dirty;		   /* on the dirty list, or taken off it but not collected yet */
+	bool flagged;	   /* used while its key was flagged as stale */
+	bool has_outcomes; /* else none is kept in the details */
+	UsageTally tallies[ENVIRONMENT_COUNT];
+	char padding[16];
 } UsageSlot;
+
+StaticAssertDecl(sizeof(UsageSlot) == SLOT_SIZE, "slots do not lie on cache lines");
+
+/* What became of requests in one environment, which is heard of later. */
+typedef struct UsageOutcome
+{
+	int64 failed_requests;
+	int64 prompt_tokens;
+	int64 completion_tokens;
+} UsageOutcome;
+
+/* What else is known of the key of a slot. */
+typedef struct UsageDetails
+{
+	RateWindow window;
+	UsageOutcome outcomes[ENVIRONMENT_COUNT];
+} UsageDetails;
 
 typedef struct UsagePartition
 {
@@ -110,8 +139,9 @@ typedef struct UsageShared
 } UsageShared;
 
 static UsageShared *shared = NULL;
-static int *buckets;	 /* [USAGE_PARTITIONS][bucket_count]: partition lock */
-static UsageSlot *slots; /* [USAGE_PARTITIONS][slots_per_partition] */
+static int *buckets;		  /* [USAGE_PARTITIONS][bucket_count]: partition lock */
+static UsageSlot *slots;	  /* [USAGE_PARTITIONS][slots_per_partition] */
+static UsageDetails *details; /* of the slots, as many */
 
 static int slots_per_partition;
 static int bucket_count; /* in a partition; a power of two */
@@ -140,17 +170,21 @@ buckets_size(void)
 	return mul_size(USAGE_PARTITIONS, mul_size(bucket_count, sizeof(int)));
 }
 
+/* Of an array with an element a slot, of that size. */
 static Size
-slots_size(void)
+per_slot_size(Size element)
 {
-	return mul_size(USAGE_PARTITIONS, mul_size(slots_per_partition, sizeof(UsageSlot)));
+	return mul_size(USAGE_PARTITIONS, mul_size(slots_per_partition, element));
 }
 
 static Size
 shared_size(void)
 {
-	return add_size(MAXALIGN(sizeof(UsageShared)),
-					add_size(MAXALIGN(buckets_size()), slots_size()));
+	Size size = CACHELINEALIGN(sizeof(UsageShared));
+
+	size = add_size(size, CACHELINEALIGN(buckets_size()));
+	size = add_size(size, per_slot_size(sizeof(UsageSlot)));
+	return add_size(size, per_slot_size(sizeof(UsageDetails)));
 }
 
 static void
@@ -207,8 +241,12 @@ usage_shmem_startup(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	memory = ShmemInitStruct("regpilot", shared_size(), &found);
 	shared = (UsageShared *) memory;
-	buckets = (int *) (memory + MAXALIGN(sizeof(UsageShared)));
-	slots = (UsageSlot *) ((char *) buckets + MAXALIGN(buckets_size()));
+	memory += CACHELINEALIGN(sizeof(UsageShared));
+	buckets = (int *) memory;
+	memory += CACHELINEALIGN(buckets_size());
+	slots = (UsageSlot *) memory;
+	memory += per_slot_size(sizeof(UsageSlot));
+	details = (UsageDetails *) memory;
 	if (!found)
 		initialize_shared();
 	location_attach();
@@ -298,12 +336,60 @@ counters_are_zero(const UsageCounters *counters)
 			counters->completion_tokens) == 0;
 }
 
+static UsageDetails *
+details_of(const UsageSlot *slot)
+{
+	return &details[slot - slots];
+}
+
+/* What was counted in one environment.  Caller holds the slot's spinlock. */
+static UsageCounters
+get_counters(const UsageSlot *slot, int environment)
+{
+	const UsageTally *tally = &slot->tallies[environment];
+	UsageCounters counters = {
+		.total_requests = tally->requests,
+		.last_used_at = tally->last_used_at,
+	};
+
+	if (slot->has_outcomes)
+	{
+		const UsageOutcome *outcome = &details_of(slot)->outcomes[environment];
+
+		counters.failed_requests = outcome->failed_requests;
+		counters.prompt_tokens = outcome->prompt_tokens;
+		counters.completion_tokens = outcome->completion_tokens;
+	}
+	return counters;
+}
+
+/* Set what was counted.  Caller holds the slot's spinlock. */
+static void
+set_counters(UsageSlot *slot, int environment, const UsageCounters *counters)
+{
+	slot->tallies[environment] = (UsageTally){
+		.requests = counters->total_requests,
+		.last_used_at = counters->last_used_at,
+	};
+
+	slot->has_outcomes |=
+		(counters->failed_requests | counters->prompt_tokens | counters->completion_tokens) != 0;
+	if (slot->has_outcomes)
+		details_of(slot)->outcomes[environment] = (UsageOutcome){
+			.failed_requests = counters->failed_requests,
+			.prompt_tokens = counters->prompt_tokens,
+			.completion_tokens = counters->completion_tokens,
+		};
+}
+
 static bool
 slot_has_counts(const UsageSlot *slot)
 {
 	for (int i = 0; i < ENVIRONMENT_COUNT; i++)
 	{
-		if (!counters_are_zero(&slot->counters[i]))
+		UsageCounters counters = get_counters(slot, i);
+
+		if (!counters_are_zero(&counters))
 			return true;
 	}
 	return false;
@@ -313,7 +399,7 @@ slot_has_counts(const UsageSlot *slot)
 static bool
 slot_is_evictable(const UsageSlot *slot, int64 now)
 {
-	return ratelimit_is_empty(&slot->window, now) &&
+	return ratelimit_is_empty(&details_of(slot)->window, now) &&
 		   (!slot_has_counts(slot) || (IsUnderPostmaster && RecoveryInProgress()));
 }
 
@@ -384,8 +470,9 @@ make_slot(UsagePartition *partition, int *head, const UsageKey *key)
 	slot = &slots[index];
 	slot->key = *key;
 	slot->flagged = false;
-	memset(&slot->window, 0, sizeof(slot->window));
-	memset(slot->counters, 0, sizeof(slot->counters));
+	slot->has_outcomes = false;
+	memset(slot->tallies, 0, sizeof(slot->tallies));
+	memset(details_of(slot), 0, sizeof(UsageDetails));
 	slot->next = *head;
 	*head = index;
 	return slot;
@@ -496,15 +583,15 @@ usage_admit(const pg_uuid_t *key_id, Environment environment, int limit, bool fl
 	SpinLockAcquire(&slot->mutex);
 	if (limit > 0)
 	{
-		*decision = ratelimit_admit(&slot->window, limit, usage_clock());
+		*decision = ratelimit_admit(&details_of(slot)->window, limit, usage_clock());
 		admitted = decision->admitted;
 	}
 	if (admitted)
 	{
-		UsageCounters *counters = &slot->counters[environment];
+		UsageTally *tally = &slot->tallies[environment];
 
-		counters->total_requests++;
-		counters->last_used_at = Max(counters->last_used_at, now);
+		tally->requests++;
+		tally->last_used_at = Max(tally->last_used_at, now);
 		slot->flagged |= flagged;
 		become_dirty(partition, slot);
 	}
@@ -519,7 +606,7 @@ usage_prefetch(uint32 number)
 {
 	if (!is_slot(number))
 		return;
-	for (Size i = 0; i < offsetof(UsageSlot, window); i += CACHE_LINE)
+	for (Size i = 0; i < sizeof(UsageSlot); i += CACHE_LINE)
 		__builtin_prefetch((char *) &slots[number] + i, 1);
 }
 
@@ -547,12 +634,15 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 {
 	UsagePartition *partition;
 	UsageSlot *slot = enter_slot(key_id, LOCATION_NO_SLOT, &partition);
+	UsageCounters sum;
 
 	if (slot == NULL)
 		return false;
 
 	SpinLockAcquire(&slot->mutex);
-	usage_add_counters(&slot->counters[environment], counters);
+	sum = get_counters(slot, environment);
+	usage_add_counters(&sum, counters);
+	set_counters(slot, environment, &sum);
 	become_dirty(partition, slot);
 	SpinLockRelease(&slot->mutex);
 
@@ -604,14 +694,19 @@ collect_slot(UsageSlot *slot, int partition, UsageDeltas *deltas)
 	slot->dirty = false;
 	delta.flagged = slot->flagged;
 	slot->flagged = false;
-	memcpy(counters, slot->counters, sizeof(counters));
+	for (int i = 0; i < ENVIRONMENT_COUNT; i++)
+	{
+		static const UsageCounters none = {0};
 
-	/*
-	 * Of another database there is no one to flush for: it had the name that
-	 * we serve, and is no more.  Drop its counts, so the slot can be evicted.
-	 */
-	if (!ours)
-		memset(slot->counters, 0, sizeof(slot->counters));
+		counters[i] = get_counters(slot, i);
+
+		/*
+		 * Of another database there is no one to flush for: it had the name that
+		 * we serve, and is no more.  Drop its counts, so the slot can be evicted.
+		 */
+		if (!ours)
+			set_counters(slot, i, &none);
+	}
 	SpinLockRelease(&slot->mutex);
 
 	for (int i = 0; ours && i < ENVIRONMENT_COUNT; i++)
@@ -663,8 +758,12 @@ usage_settle(const UsageDeltas *deltas)
 		const UsageDelta *delta = &deltas->items[i];
 		UsageSlot *slot = delta->slot;
 
+		UsageCounters rest;
+
 		SpinLockAcquire(&slot->mutex);
-		subtract_counters(&slot->counters[delta->environment], &delta->counters);
+		rest = get_counters(slot, delta->environment);
+		subtract_counters(&rest, &delta->counters);
+		set_counters(slot, delta->environment, &rest);
 		SpinLockRelease(&slot->mutex);
 	}
 	pg_memory_barrier();
@@ -813,7 +912,7 @@ usage_get_status(UsageStatus *status)
 			status->used++;
 			SpinLockAcquire(&slot->mutex);
 			status->unflushed += slot_has_counts(slot);
-			status->limiting += !ratelimit_is_empty(&slot->window, now);
+			status->limiting += !ratelimit_is_empty(&details_of(slot)->window, now);
 			SpinLockRelease(&slot->mutex);
 		}
 		LWLockRelease(partition->lock);
@@ -859,16 +958,16 @@ usage_next_record(int *position, bool counters, UsageRecord *record)
 
 		if (!OidIsValid(slot->key.database))
 			continue; /* never used */
-		if (ratelimit_is_empty(&slot->window, usage_clock()) &&
+		if (ratelimit_is_empty(&details_of(slot)->window, usage_clock()) &&
 			!(counters && slot_has_counts(slot)))
 			continue;
 
 		memset(record, 0, sizeof(*record));
 		record->database = slot->key.database;
 		record->key_id = slot->key.key_id;
-		record->window = slot->window;
-		if (counters)
-			memcpy(record->counters, slot->counters, sizeof(record->counters));
+		record->window = details_of(slot)->window;
+		for (int i = 0; counters && i < ENVIRONMENT_COUNT; i++)
+			record->counters[i] = get_counters(slot, i);
 		return true;
 	}
 	return false;
@@ -892,7 +991,8 @@ usage_restore_record(const UsageRecord *record, int64 shift)
 		return false;
 
 	/* the worker finds the counts when it attaches itself */
-	ratelimit_restore(&slot->window, &record->window, shift, usage_clock());
-	memcpy(slot->counters, record->counters, sizeof(slot->counters));
+	ratelimit_restore(&details_of(slot)->window, &record->window, shift, usage_clock());
+	for (int i = 0; i < ENVIRONMENT_COUNT; i++)
+		set_counters(slot, i, &record->counters[i]);
 	return true;
 }

@@ -35,6 +35,9 @@ PG_FUNCTION_INFO_V1(regpilot_record_many);
 /* HTTP: from here on a status means that the request failed (RFC 9110, 15.5) */
 #define FIRST_FAILED_STATUS 400
 
+/* So many requests of a batch are being fetched by the processor while one is judged. */
+#define LOOKAHEAD 4
+
 /* Attributes of regpilot.authorization. */
 enum
 {
@@ -138,31 +141,40 @@ admit(Authorization *row, Environment environment, TimestampTz now, uint32 *slot
 }
 
 /*
+ * Recall where the key of a secret was last, NULL being no key, and have the
+ * processor fetch what is there, which takes it as long as a good part of the rest.
+ */
+static Location
+recall_and_prefetch(const uint8 *secret)
+{
+	Location location = {0};
+
+	if (secret != NULL)
+	{
+		location = location_recall(secret);
+		catalog_prefetch(&location);
+		usage_prefetch(location.slot);
+	}
+	return location;
+}
+
+/*
  * Judge one request and fill its row, which stays good until the reader's next
  * lookup.  A NULL secret is no key; a NULL permission asks for none; a NULL
  * environment means the key's own.
  */
 static void
-authorize(CatalogReader *reader, const uint8 *secret, const text *permission,
+authorize(CatalogReader *reader, const uint8 *secret, Location location, const text *permission,
 		  const text *environment, Authorization *row)
 {
 	CatalogKey *key = &row->key;
 	Environment counted_as;
 	TimestampTz now = GetCurrentTimestamp();
-	Location location;
-	bool found = false;
 	Verdict verdict;
 
 	memset(row->nulls, true, sizeof(row->nulls));
 
-	if (secret != NULL)
-	{
-		/* the slot is on its way while the row is read */
-		location = location_recall(secret);
-		usage_prefetch(location.slot);
-		found = catalog_find_key(reader, secret, &location.row, key);
-	}
-	if (!found)
+	if (secret == NULL || !catalog_find_key(reader, secret, &location, key))
 	{
 		set_value(row, AUTHORIZATION_VERDICT, catalog_verdict(VERDICT_INVALID));
 		return;
@@ -204,16 +216,18 @@ regpilot_authorize(PG_FUNCTION_ARGS)
 	const uint8 *secret = PG_ARGISNULL(0) ? NULL : (uint8 *) PG_GETARG_POINTER(0);
 	const text *permission = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
 	const text *environment = PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2);
+	Location location;
 	CatalogReader *reader;
 	TupleDesc descriptor;
 	Authorization row;
 	Datum result;
 
 	usage_require();
+	location = recall_and_prefetch(secret);
 	reader = catalog_open();
 	descriptor = lookup_rowtype_tupdesc(catalog_authorization_type(), -1);
 
-	authorize(reader, secret, permission, environment, &row);
+	authorize(reader, secret, location, permission, environment, &row);
 	result = HeapTupleGetDatum(heap_form_tuple(descriptor, row.values, row.nulls));
 
 	ReleaseTupleDesc(descriptor);
@@ -274,20 +288,28 @@ regpilot_authorize_many(PG_FUNCTION_ARGS)
 	Elements secrets = get_elements(fcinfo, 1, ordinals.count);
 	Elements permissions = get_elements(fcinfo, 2, ordinals.count);
 	Elements environments = get_elements(fcinfo, 3, ordinals.count);
+	Location locations[LOOKAHEAD]; /* of the next requests, that of i at i % LOOKAHEAD */
 	CatalogReader *reader;
 
 	usage_require();
 	InitMaterializedSRF(fcinfo, 0);
 	reader = catalog_open();
 
+	for (int i = 0; i < Min(LOOKAHEAD, secrets.count); i++)
+		locations[i] = recall_and_prefetch(element_pointer(&secrets, i));
+
 	for (int i = 0; i < ordinals.count; i++)
 	{
+		Location location = locations[i % LOOKAHEAD];
 		Authorization row;
 		Datum values[1 + AUTHORIZATION_COUNT];
 		bool nulls[1 + AUTHORIZATION_COUNT];
 
 		CHECK_FOR_INTERRUPTS();
-		authorize(reader, element_pointer(&secrets, i), element_text(&permissions, i),
+		if (i + LOOKAHEAD < secrets.count)
+			locations[i % LOOKAHEAD] =
+				recall_and_prefetch(element_pointer(&secrets, i + LOOKAHEAD));
+		authorize(reader, element_pointer(&secrets, i), location, element_text(&permissions, i),
 				  element_text(&environments, i), &row);
 
 		values[0] = ordinals.values[i];

@@ -8,6 +8,7 @@
 #include "catalog.h"
 
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -15,6 +16,8 @@
 #include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "storage/buf_internals.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/smgr.h"
 #include "utils/fmgroids.h"
@@ -127,6 +130,8 @@ typedef struct Project
 
 static MemoryContext projects_context;
 static HTAB *projects = NULL; /* in projects_context, as is all in it */
+
+#define ROW_SIZE 256 /* bytes that a key's row mostly takes at most */
 
 /* An open table, the row found in it, and what it was found by. */
 typedef struct OpenLookup
@@ -346,6 +351,24 @@ find_row(OpenLookup *open, Snapshot snapshot, Datum value)
 	return NULL;
 }
 
+void
+catalog_prefetch(const Location *location)
+{
+	char *block;
+	OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(&location->row);
+
+	if (!BufferIsValid(location->buffer))
+		return;
+
+	/* addresses alone: nothing is read of a block that is not pinned, and may be any */
+	block = BufferBlocks + (Size) (location->buffer - 1) * BLCKSZ;
+	__builtin_prefetch(GetBufferDescriptor(location->buffer - 1), 1);
+	__builtin_prefetch(block);
+	__builtin_prefetch(block + SizeOfPageHeaderData + offset * sizeof(ItemIdData));
+	for (Size i = 0; i < ROW_SIZE; i += CACHE_LINE)
+		__builtin_prefetch(block + location->begin + i);
+}
+
 /*
  * Whether a table that is locked has a block.  If so it will keep it: who shortens
  * a table locks out all others.  He also makes everybody forget its size, before
@@ -369,22 +392,52 @@ has_block(Relation table, BlockNumber block)
  * version of a row that no index points to: it finds nothing.  A block must be
  * there.  What another access method does with such a location is not known, so
  * it gets none.
+ *
+ * If the buffer that had the block has it still, the fetch takes that one instead of
+ * looking the block up.  (So it does not count as a use when the server looks for
+ * buffers to give to other blocks.  It is in use then, or little is lost.)
  */
 static TupleTableSlot *
-fetch_row(OpenLookup *open, Snapshot snapshot, ItemPointerData location)
+fetch_row(OpenLookup *open, Snapshot snapshot, const Location *location)
 {
+	BlockNumber block = ItemPointerGetBlockNumber(&location->row);
+	ItemPointerData row = location->row; /* a copy: the fetch goes on from there */
+	IndexFetchHeapData *fetch;
 	bool more = false;
 
 	open_table(open);
-	if (open->table->rd_tableam != GetHeapamTableAmRoutine() ||
-		!has_block(open->table, ItemPointerGetBlockNumber(&location)))
+	if (open->table->rd_tableam != GetHeapamTableAmRoutine())
 		return NULL;
 
 	if (open->fetch == NULL)
 		open->fetch = table_index_fetch_begin(open->table);
-	return table_index_fetch_tuple(open->fetch, &location, snapshot, open->row, &more, NULL)
-			   ? open->row
-			   : NULL;
+	fetch = (IndexFetchHeapData *) open->fetch;
+	if (BufferIsValid(location->buffer) &&
+		compat_read_recent_buffer(open->table, block, location->buffer))
+	{
+		/* as if the fetch had read the block */
+		if (BufferIsValid(fetch->xs_cbuf))
+			ReleaseBuffer(fetch->xs_cbuf);
+		fetch->xs_cbuf = location->buffer;
+	}
+	else if (!has_block(open->table, block))
+		return NULL;
+
+	return table_index_fetch_tuple(open->fetch, &row, snapshot, open->row, &more, NULL) ? open->row
+																						: NULL;
+}
+
+/* Say in which buffer a row was found, if it is a shared one, and where there. */
+static void
+locate_in_buffer(TupleTableSlot *row, Location *location)
+{
+	BufferHeapTupleTableSlot *found = (BufferHeapTupleTableSlot *) row;
+
+	location->buffer = InvalidBuffer;
+	if (!TTS_IS_BUFFERTUPLE(row) || BufferIsLocal(found->buffer))
+		return;
+	location->buffer = found->buffer;
+	location->begin = (char *) found->base.tuple->t_data - (char *) BufferGetPage(found->buffer);
 }
 
 static bool
@@ -408,7 +461,7 @@ row_has_digest(TupleTableSlot *key_row, const uint8 digest[KEY_DIGEST_LENGTH])
  * rows that appear, and where none was the index is searched.)
  */
 static TupleTableSlot *
-find_key_row(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], ItemPointer location)
+find_key_row(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], Location *location)
 {
 	OpenLookup *lookup = &reader->key_by_digest;
 	struct
@@ -418,18 +471,24 @@ find_key_row(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], ItemP
 	} digest_bytea;
 	TupleTableSlot *key_row;
 
-	if (ItemPointerIsValid(location))
+	if (ItemPointerIsValid(&location->row))
 	{
-		key_row = fetch_row(lookup, reader->snapshot, *location);
+		key_row = fetch_row(lookup, reader->snapshot, location);
 		if (key_row != NULL && row_has_digest(key_row, digest))
+		{
+			locate_in_buffer(key_row, location);
 			return key_row;
+		}
 	}
 
 	SET_VARSIZE(&digest_bytea, sizeof(digest_bytea));
 	memcpy(digest_bytea.bytes, digest, KEY_DIGEST_LENGTH);
 	key_row = find_row(lookup, reader->snapshot, PointerGetDatum(&digest_bytea));
 	if (key_row != NULL)
-		*location = lookup->location;
+	{
+		location->row = lookup->location;
+		locate_in_buffer(key_row, location);
+	}
 	return key_row;
 }
 
@@ -537,7 +596,7 @@ regpilot_invalidate_limits(PG_FUNCTION_ARGS)
 }
 
 bool
-catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], ItemPointer location,
+catalog_find_key(CatalogReader *reader, const uint8 digest[KEY_DIGEST_LENGTH], Location *location,
 				 CatalogKey *key)
 {
 	TupleTableSlot *key_row = find_key_row(reader, digest, location);

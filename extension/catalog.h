@@ -19,11 +19,11 @@
 #include "regpilot.h"
 
 #include "datatype/timestamp.h"
-#include "storage/itemptr.h"
 #include "utils/uuid.h"
 
 #include "compat.h"
 #include "key.h"
+#include "location.h"
 
 /* As in the type regpilot.verdict, in its order; authorize.c has the order of the checks. */
 typedef enum Verdict
@@ -78,14 +78,17 @@ extern bool catalog_exists(void);
 extern CatalogReader *catalog_open(void);
 extern void catalog_close(CatalogReader *reader);
 
+/* Have the processor fetch what is where a key's row was last; any place is safe. */
+extern void catalog_prefetch(const Location *location);
+
 /*
  * Find a key by its digest, or its project by its id; false if there is no such
- * key.  *location is where the key's row was last, or invalid; any is safe.  If
- * the key is found, it is set to one that will do the next time.
+ * key.  *location is where the key's row was last, if known; any is safe.  If the
+ * key is found, it is set to one that will do the next time.
  */
 pg_nodiscard extern bool catalog_find_key(CatalogReader *reader,
-										  const uint8 digest[KEY_DIGEST_LENGTH],
-										  ItemPointer location, CatalogKey *key);
+										  const uint8 digest[KEY_DIGEST_LENGTH], Location *location,
+										  CatalogKey *key);
 pg_nodiscard extern bool catalog_find_project(CatalogReader *reader, const pg_uuid_t *key_id,
 											  pg_uuid_t *project_id);
 

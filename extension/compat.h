@@ -14,6 +14,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "executor/executor.h"
+#include "storage/bufmgr.h"
 
 #if PG_VERSION_NUM < 150000
 #error "regpilot needs PostgreSQL 15 or later"
@@ -35,6 +36,17 @@ compat_index_beginscan(Relation table, Relation index, Snapshot snapshot, int ke
 	return index_beginscan(table, index, snapshot, NULL, keys, 0);
 #else
 	return index_beginscan(table, index, snapshot, keys, 0);
+#endif
+}
+
+/* Pin the block of a table that a shared buffer held once, if it still does. */
+pg_nodiscard static inline bool
+compat_read_recent_buffer(Relation table, BlockNumber block, Buffer buffer)
+{
+#if PG_VERSION_NUM >= 160000
+	return ReadRecentBuffer(table->rd_locator, MAIN_FORKNUM, block, buffer);
+#else
+	return ReadRecentBuffer(table->rd_node, MAIN_FORKNUM, block, buffer);
 #endif
 }
 

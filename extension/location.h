@@ -15,6 +15,7 @@
 
 #include "regpilot.h"
 
+#include "storage/buf.h"
 #include "storage/itemptr.h"
 
 #include "key.h"
@@ -29,6 +30,8 @@ extern void location_attach(void);
 typedef struct Location
 {
 	ItemPointerData row; /* that the index has for it; invalid if not known */
+	Buffer buffer;		 /* shared, that held its block; InvalidBuffer if not known */
+	uint16 begin;		 /* of the row in that block, in bytes, MAXALIGNed */
 	uint32 slot;		 /* its number in usage.c; LOCATION_NO_SLOT if not known */
 } Location;
 

@@ -12,6 +12,7 @@ my $site = RegPilot::Test->new(responder => 0, conf => <<~CONF);
 	autovacuum = off
 	fsync = off
 	log_statement = none
+	shared_buffers = 1MB
 	CONF
 my $node = $site->node;
 my @projects =
@@ -114,6 +115,20 @@ verdicts_are($new, 'ok 500', 'and those');
 # again with a version that is not the first in its place
 $site->sql(q{UPDATE regpilot.api_key SET hint = 'updated' WHERE name LIKE 'new %'});
 verdicts_are($gone, 'invalid 500', 'deleted keys, whose places lead on to others');
+
+# --- buffers that hold other blocks by now
+
+# Ten tables that fit into the server's 128 buffers one by one, not together.
+$site->sql("CREATE TABLE other_$_ AS SELECT repeat('x', 1500) FROM generate_series(1, 100)") foreach 1 .. 10;
+my $held = q{SELECT count(*) FROM pg_buffercache WHERE relfilenode = pg_relation_filenode('regpilot.api_key')};
+$site->sql('CREATE EXTENSION pg_buffercache');
+foreach my $round (1 .. 3)
+{
+	verdicts_are("$stay UNION ALL $new", 'ok 600', "blocks are read, $round");
+	$site->sql("SELECT count(*) FROM other_$_") foreach (1 .. 10) x 3;
+	is($site->sql($held), 0, 'and their buffers are taken for others');
+}
+verdicts_are("$stay UNION ALL $new UNION ALL $gone", 'invalid 500, ok 600', 'when all have changed their buffers');
 
 # --- tables that are rewritten, or end before the place
 

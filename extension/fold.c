@@ -4,7 +4,8 @@
  *		Adding what was counted to the totals.
  *
  * Rows are found and replaced directly; the executor would take four times as
- * long.  So is the key of a row that is not there yet: it is locked, in place of the
+ * long.  The deltas are in the order of the index, which is walked from one to the
+ * next where they are close.  So is the key of a row that is not there yet: it is locked, in place of the
  * check of the foreign key, and the row inserted.
  *
  * A row holds the totals and, apart, what of them belongs to the hour in which it
@@ -65,11 +66,23 @@ typedef struct Finder
 	TupleTableSlot *row; /* that was found */
 } Finder;
 
+/* Where a walk through the index of key_usage is. */
+typedef enum Walk
+{
+	WALK_NOT_BEGUN,
+	WALK_AT_ENTRY, /* which the scan has */
+	WALK_AT_END,   /* nothing that is greater than the last delta is left */
+} Walk;
+
+/* A delta so many entries ahead, or a few more, is found faster by a search. */
+#define WALK_MAX 16
+
 /* What it takes to write to the table. */
 typedef struct UsageTable
 {
 	Snapshot snapshot;
 	Finder usage;
+	Walk walk; /* of that */
 	Finder keys;
 	SnapshotData uncommitted; /* sees rows that others have not committed yet */
 	Finder uncommitted_usage;
@@ -103,7 +116,7 @@ fold_lock_tables(void)
 		   ConditionalLockRelationOid(catalog_relation("usage_history"), RowExclusiveLock);
 }
 
-/* The order of the index, whose pages are then visited once each; then of hours. */
+/* The order of the index; then of hours. */
 static int
 compare_deltas(const void *a, const void *b)
 {
@@ -112,7 +125,7 @@ compare_deltas(const void *a, const void *b)
 	int order = memcmp(&left->key_id, &right->key_id, sizeof(pg_uuid_t));
 
 	if (order == 0)
-		order = (int) left->environment - (int) right->environment;
+		order = strcmp(environment_names[left->environment], environment_names[right->environment]);
 	if (order == 0)
 		order = (left->hour > right->hour) - (left->hour < right->hour);
 	return order;
@@ -173,7 +186,9 @@ open_table(UsageTable *table)
 {
 	/* the tables are locked: rows of one that was rewritten are in this snapshot */
 	table->snapshot = RegisterSnapshot(GetLatestSnapshot());
-	table->usage = open_finder("key_usage", "key_usage_pkey", 2, table->snapshot);
+	table->usage = open_finder("key_usage", "key_usage_pkey", 1, table->snapshot);
+	table->usage.scan->xs_want_itup = true;
+	table->walk = WALK_NOT_BEGUN;
 	table->keys = open_finder("api_key", "api_key_pkey", 1, table->snapshot);
 	InitDirtySnapshot(table->uncommitted);
 	table->uncommitted_usage = open_finder("key_usage", "key_usage_pkey", 2, &table->uncommitted);
@@ -204,10 +219,84 @@ close_table(UsageTable *table)
 	UnregisterSnapshot(table->snapshot);
 }
 
-/* Find the row of a delta; false if it has none. */
-static bool
-find_usage(UsageTable *table, Finder *finder, const UsageDelta *delta)
+/* Go to the next entry of the walk. */
+static void
+walk_on(UsageTable *table)
 {
+	table->walk = index_getnext_tid(table->usage.scan, ForwardScanDirection) == NULL
+					  ? WALK_AT_END
+					  : WALK_AT_ENTRY;
+}
+
+/* Begin a walk, or go on, at the first entry of a delta's key or of a greater one. */
+static void
+walk_from(UsageTable *table, const UsageDelta *delta)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_UUID_GE, UUIDPGetDatum(&delta->key_id));
+	index_rescan(table->usage.scan, &key, 1, NULL, 0);
+	walk_on(table);
+}
+
+/* How the entry that a walk is at compares with a delta's; as memcmp(), 1 at the end. */
+static int
+compare_entry(const UsageTable *table, const UsageDelta *delta)
+{
+	IndexScanDesc scan = table->usage.scan;
+	const char *name = environment_names[delta->environment];
+	const text *environment;
+	bool isnull;
+	int length;
+	int order;
+
+	if (table->walk == WALK_AT_END)
+		return 1;
+
+	order = memcmp(DatumGetUUIDP(index_getattr(scan->xs_itup, 1, scan->xs_itupdesc, &isnull)),
+				   &delta->key_id, sizeof(pg_uuid_t));
+	if (order != 0)
+		return order;
+
+	/* its collation is "C" */
+	environment = DatumGetTextPP(index_getattr(scan->xs_itup, 2, scan->xs_itupdesc, &isnull));
+	length = (int) VARSIZE_ANY_EXHDR(environment);
+	order = memcmp(VARDATA_ANY(environment), name, Min(length, strlen(name)));
+	return order != 0 ? order : length - (int) strlen(name);
+}
+
+/* Find the row of a delta, none of which was smaller before; false if it has none. */
+static bool
+find_usage(UsageTable *table, const UsageDelta *delta)
+{
+	int order;
+
+	if (table->walk == WALK_NOT_BEGUN)
+		walk_from(table, delta);
+
+	for (int passed = 1; (order = compare_entry(table, delta)) < 0; passed++)
+	{
+		if (passed == WALK_MAX)
+			walk_from(table, delta);
+		else
+			walk_on(table);
+	}
+
+	/* there may be entries of versions of the row that are no more */
+	for (; order == 0; order = compare_entry(table, delta))
+	{
+		if (index_fetch_heap(table->usage.scan, table->usage.row))
+			return true;
+		walk_on(table);
+	}
+	return false;
+}
+
+/* Whether there is a row of a delta that somebody has not committed yet. */
+static bool
+has_uncommitted_usage(UsageTable *table, const UsageDelta *delta)
+{
+	Finder *finder = &table->uncommitted_usage;
 	ScanKeyData keys[2];
 
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(&delta->key_id));
@@ -423,11 +512,10 @@ insert_hours(const UsageDeltas *history)
 static bool
 fold_row(UsageTable *table, const UsageDelta *deltas, int count, UsageDeltas *history)
 {
-	if (find_usage(table, &table->usage, deltas))
+	if (find_usage(table, deltas))
 		return replace_row(table, deltas, count, history);
 	if (find_key(&table->keys, deltas))
-		return !find_usage(table, &table->uncommitted_usage, deltas) &&
-			   insert_row(table, deltas, count, history);
+		return !has_uncommitted_usage(table, deltas) && insert_row(table, deltas, count, history);
 	return !find_key(&table->uncommitted_keys, deltas);
 }
 

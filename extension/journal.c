@@ -11,8 +11,9 @@
  * then costs one update of its row a round.  A server that is not busy gets round
  * with each flush.
  *
- * Partitions are those of the shared memory: all that they need is to divide the
- * keys evenly.
+ * Partitions are ranges of key ids, so that the totals of one are near each other in
+ * their index.  Ids that are not random are divided less evenly, which does no other
+ * harm than that more is added to the totals at once.
  *
  * Rows of another writer are taken only by a round that was asked for, as the
  * worker does when it begins: they may belong to a dump that is being read in,
@@ -57,10 +58,12 @@ static const char take_statement[] =
 	" RETURNING pg_catalog.cardinality(key_ids), key_ids, environments, hours, total_requests,"
 	" failed_requests, prompt_tokens, completion_tokens, last_used_at";
 
-static pg_uuid_t writer;			   /* who we are */
-static bool written[USAGE_PARTITIONS]; /* we have written rows that were not taken */
-static int next_partition = 0;		   /* to take */
-static int round_left = 0;			   /* partitions that the round has yet to take */
+#define PARTITIONS 64 /* as in the install script */
+
+static pg_uuid_t writer;		 /* who we are */
+static bool written[PARTITIONS]; /* we have written rows that were not taken */
+static int next_partition = 0;	 /* to take */
+static int round_left = 0;		 /* partitions that the round has yet to take */
 
 void
 delta_arrays(const UsageDelta *deltas, int count, Datum arrays[DELTA_COLUMNS])
@@ -142,20 +145,49 @@ execute(SPIPlanPtr plan, Datum *values, const char *nulls, int expected)
 }
 
 static int
-compare_partitions(const void *a, const void *b)
+partition_of(const UsageDelta *delta)
 {
-	return ((const UsageDelta *) a)->partition - ((const UsageDelta *) b)->partition;
+	return delta->key_id.data[0] * PARTITIONS / 256;
+}
+
+/*
+ * The deltas in the order of partitions, palloc'd.  Those of partition i end at
+ * ends[i], where those of the next one begin.
+ */
+static UsageDelta *
+order_by_partition(const UsageDeltas *deltas, int ends[PARTITIONS])
+{
+	UsageDelta *ordered =
+		MemoryContextAllocHuge(CurrentMemoryContext, deltas->count * sizeof(UsageDelta));
+	int next = 0;
+
+	memset(ends, 0, PARTITIONS * sizeof(int));
+	for (int i = 0; i < deltas->count; i++)
+		ends[partition_of(&deltas->items[i])]++;
+	for (int i = 0; i < PARTITIONS; i++)
+	{
+		int count = ends[i];
+
+		ends[i] = next; /* where it begins, until it is filled */
+		next += count;
+	}
+	for (int i = 0; i < deltas->count; i++)
+		ordered[ends[partition_of(&deltas->items[i])]++] = deltas->items[i];
+	return ordered;
 }
 
 void
-journal_append(UsageDeltas *deltas)
+journal_append(const UsageDeltas *deltas)
 {
 	Oid types[APPEND_PARAMETERS];
 	SPIPlanPtr plan;
+	UsageDelta *ordered;
+	int ends[PARTITIONS];
+	int begin = 0;
 
 	if (deltas->count == 0)
 		return;
-	qsort(deltas->items, deltas->count, sizeof(UsageDelta), compare_partitions);
+	ordered = order_by_partition(deltas, ends);
 
 	for (int i = 0; i < DELTA_COLUMNS; i++)
 		types[i] = delta_columns[i]->array;
@@ -164,25 +196,26 @@ journal_append(UsageDeltas *deltas)
 
 	SPI_connect();
 	plan = prepare(append_statement, APPEND_PARAMETERS, types);
-	for (int begin = 0, end = 0; begin < deltas->count; begin = end)
+	for (int i = 0; i < PARTITIONS; i++)
 	{
-		int partition = deltas->items[begin].partition;
 		Datum values[APPEND_PARAMETERS];
 
-		while (end < deltas->count && deltas->items[end].partition == partition)
-			end++;
-		delta_arrays(&deltas->items[begin], end - begin, values);
-		values[APPEND_PARTITION] = Int32GetDatum(partition);
+		if (begin == ends[i])
+			continue;
+		delta_arrays(&ordered[begin], ends[i] - begin, values);
+		values[APPEND_PARTITION] = Int32GetDatum(i);
 		values[APPEND_WRITER] = UUIDPGetDatum(&writer);
 		execute(plan, values, NULL, SPI_OK_INSERT);
-		written[partition] = true;
+		written[i] = true;
+		begin = ends[i];
 	}
 	SPI_finish();
+	pfree(ordered);
 }
 
 /* Add the deltas of a row that was taken to a list. */
 static void
-add_deltas(HeapTuple row, TupleDesc descriptor, int partition, UsageDeltas *deltas)
+add_deltas(HeapTuple row, TupleDesc descriptor, UsageDeltas *deltas)
 {
 	bool isnull;
 	int count = DatumGetInt32(SPI_getbinval(row, descriptor, 1, &isnull));
@@ -196,7 +229,7 @@ add_deltas(HeapTuple row, TupleDesc descriptor, int partition, UsageDeltas *delt
 	for (int i = 0; i < count; i++)
 	{
 		const text *environment = DatumGetTextPP(values[DELTA_ENVIRONMENT][i]);
-		UsageDelta delta = {.partition = partition};
+		UsageDelta delta = {0};
 
 		delta.key_id = *DatumGetUUIDP(values[DELTA_KEY_ID][i]);
 		delta.environment =
@@ -235,7 +268,7 @@ take_partition(SPIPlanPtr plan, int partition, bool any_writer, MemoryContext co
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		add_deltas(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, partition, deltas);
+		add_deltas(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, deltas);
 	}
 	error_context_stack = row_context.previous;
 	MemoryContextSwitchTo(spi_context);
@@ -252,7 +285,7 @@ journal_take(int enough, UsageDeltas *deltas)
 
 	SPI_connect();
 	plan = prepare(take_statement, lengthof(types), types);
-	for (int i = 0; i < USAGE_PARTITIONS && deltas->count < enough; i++)
+	for (int i = 0; i < PARTITIONS && deltas->count < enough; i++)
 	{
 		bool in_round = round_left > 0;
 
@@ -260,7 +293,7 @@ journal_take(int enough, UsageDeltas *deltas)
 			take_partition(plan, next_partition, in_round, context, deltas);
 		if (in_round)
 			round_left--;
-		next_partition = (next_partition + 1) % USAGE_PARTITIONS;
+		next_partition = (next_partition + 1) % PARTITIONS;
 	}
 	SPI_finish();
 }
@@ -268,7 +301,7 @@ journal_take(int enough, UsageDeltas *deltas)
 bool
 journal_has_rows(void)
 {
-	for (int i = 0; i < USAGE_PARTITIONS; i++)
+	for (int i = 0; i < PARTITIONS; i++)
 	{
 		if (written[i])
 			return true;
@@ -279,7 +312,7 @@ journal_has_rows(void)
 void
 journal_begin_round(void)
 {
-	round_left = USAGE_PARTITIONS;
+	round_left = PARTITIONS;
 }
 
 bool

@@ -35,8 +35,8 @@ extern void delta_arrays(const UsageDelta *deltas, int count, Datum arrays[DELTA
 /* Called once, when the worker begins. */
 extern void journal_open(void);
 
-/* Write deltas, which it sorts, to the journal. */
-extern void journal_append(UsageDeltas *deltas);
+/* Write deltas to the journal. */
+extern void journal_append(const UsageDeltas *deltas);
 
 /*
  * Take deltas out of the journal, partition by partition in turn, at least one

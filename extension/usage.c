@@ -56,6 +56,7 @@
 #include "location.h"
 
 #define TRANCHE_NAME "regpilot"
+#define USAGE_PARTITIONS 64 /* a power of two */
 #define NO_SLOT (-1)
 #define FLUSH_WAIT_MS 30000
 #define SEARCH_INTERVAL 10000 /* microseconds between searches of a full partition */
@@ -682,10 +683,10 @@ hour_of(const UsageCounters *counters)
  * lock.  Returns where the list goes on.
  */
 static int
-collect_slot(UsageSlot *slot, int partition, UsageDeltas *deltas)
+collect_slot(UsageSlot *slot, UsageDeltas *deltas)
 {
 	bool ours = slot->key.database == MyDatabaseId;
-	UsageDelta delta = {.slot = slot, .partition = partition, .key_id = slot->key.key_id};
+	UsageDelta delta = {.slot = slot, .key_id = slot->key.key_id};
 	UsageCounters counters[ENVIRONMENT_COUNT];
 	int next_dirty;
 
@@ -734,7 +735,7 @@ usage_collect(void)
 		LWLockAcquire(partition->lock, LW_SHARED);
 		slot = (int) pg_atomic_exchange_u32(&partition->first_dirty, (uint32) NO_SLOT);
 		while (slot != NO_SLOT)
-			slot = collect_slot(&slots[slot], i, &deltas);
+			slot = collect_slot(&slots[slot], &deltas);
 		LWLockRelease(partition->lock);
 	}
 	return deltas;

@@ -21,8 +21,6 @@
 #include "compat.h"
 #include "ratelimit.h"
 
-#define USAGE_PARTITIONS 64 /* a power of two */
-
 typedef enum UsageAdmission
 {
 	USAGE_ADMITTED,	 /* counted, and has its place in the window */
@@ -46,7 +44,6 @@ struct UsageSlot;
 typedef struct UsageDelta
 {
 	struct UsageSlot *slot; /* it was collected from */
-	int partition;			/* that its key belongs to, below USAGE_PARTITIONS */
 	pg_uuid_t key_id;
 	Environment environment;
 	bool flagged;	  /* the key was used while flagged as stale */
@@ -127,9 +124,8 @@ extern void usage_add_delta(UsageDeltas *list, const UsageDelta *delta);
  * For the worker, in this order.  usage_attach_worker() announces it; what its
  * predecessor collected and may not have settled will be collected again.
  * usage_collect() returns what has been counted in this database and not been
- * collected, in the order of partitions.  usage_begin_commit() says that from now
- * on nobody can tell whether that is in a table, and usage_settle() that it is, as
- * of now.
+ * collected.  usage_begin_commit() says that from now on nobody can tell whether
+ * that is in a table, and usage_settle() that it is, as of now.
  */
 extern void usage_attach_worker(void);
 extern UsageDeltas usage_collect(void);

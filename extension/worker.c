@@ -46,8 +46,9 @@
 #define UPKEEP_INTERVAL_MS (60 * 60 * 1000)
 #define UPKEEP_RETRY_MS (60 * 1000) /* after an error */
 #define FOLD_BATCH 4096				/* keys and environments added to the totals with each flush */
-#define FOLD_REST 2 /* pause after a batch of a round, as a multiple of its processor time */
-#define FOLD_RETRY                                                                                 \
+#define ROUND_BATCH 1024 /* the same of a round: brief, since requests wait for the processor */
+#define ROUND_REST 3	 /* pause after it, as a multiple of its processor time */
+#define ROUND_RETRY                                                                                \
 	(100 * INT64CONST(1000)) /* microseconds; of a round, while the totals are locked */
 #define STOP_POLL_MS 10
 #define STOP_WAIT_MS 1000 /* that other sessions get to end at a stop */
@@ -197,7 +198,7 @@ fold(void)
 	else if (fold_lock_tables())
 	{
 		locked = true;
-		journal_take(FOLD_BATCH, &deltas);
+		journal_take(journal_round_is_over() ? FOLD_BATCH : ROUND_BATCH, &deltas);
 		fold_deltas(&deltas, &postponed);
 		journal_append(&postponed);
 	}
@@ -207,8 +208,8 @@ fold(void)
 	if (journal_round_is_over())
 		return PG_INT64_MAX;
 	if (!locked)
-		return usage_clock() + FOLD_RETRY;
-	return usage_clock() + (processor_time() - began) * FOLD_REST;
+		return usage_clock() + ROUND_RETRY;
+	return usage_clock() + (processor_time() - began) * ROUND_REST;
 }
 
 /*

@@ -364,7 +364,7 @@ catalog_prefetch(const Location *location)
 	block = BufferBlocks + (Size) (location->buffer - 1) * BLCKSZ;
 	__builtin_prefetch(GetBufferDescriptor(location->buffer - 1), 1);
 	__builtin_prefetch(block);
-	__builtin_prefetch(block + SizeOfPageHeaderData + offset * sizeof(ItemIdData));
+	__builtin_prefetch(block + SizeOfPageHeaderData + (offset - 1) * sizeof(ItemIdData));
 	for (Size i = 0; i < ROW_SIZE; i += CACHE_LINE)
 		__builtin_prefetch(block + location->begin + i);
 }
@@ -385,6 +385,20 @@ has_block(Relation table, BlockNumber block)
 }
 
 /*
+ * Pin the block of a table that a buffer had, if it has it still.  This way does not
+ * count as a use when the server looks for buffers to give to other blocks, so of one
+ * that has no use left to its credit the block is looked up as usual.
+ */
+static bool
+pin_recent_buffer(Relation table, BlockNumber block, Buffer buffer)
+{
+	if (!BufferIsValid(buffer) ||
+		BUF_STATE_GET_USAGECOUNT(pg_atomic_read_u32(&GetBufferDescriptor(buffer - 1)->state)) == 0)
+		return false;
+	return compat_read_recent_buffer(table, block, buffer);
+}
+
+/*
  * The visible row, if any, at a location that an index has had, in a table that
  * is locked.  By now that may be a place of anything, or be from another table.
  *
@@ -394,8 +408,7 @@ has_block(Relation table, BlockNumber block)
  * it gets none.
  *
  * If the buffer that had the block has it still, the fetch takes that one instead of
- * looking the block up.  (So it does not count as a use when the server looks for
- * buffers to give to other blocks.  It is in use then, or little is lost.)
+ * looking the block up.
  */
 static TupleTableSlot *
 fetch_row(OpenLookup *open, Snapshot snapshot, const Location *location)
@@ -412,13 +425,13 @@ fetch_row(OpenLookup *open, Snapshot snapshot, const Location *location)
 	if (open->fetch == NULL)
 		open->fetch = table_index_fetch_begin(open->table);
 	fetch = (IndexFetchHeapData *) open->fetch;
-	if (BufferIsValid(location->buffer) &&
-		compat_read_recent_buffer(open->table, block, location->buffer))
+	if (pin_recent_buffer(open->table, block, location->buffer))
 	{
-		/* as if the fetch had read the block */
+		/* as the fetch does when it has looked a block up */
 		if (BufferIsValid(fetch->xs_cbuf))
 			ReleaseBuffer(fetch->xs_cbuf);
 		fetch->xs_cbuf = location->buffer;
+		heap_page_prune_opt(open->table, location->buffer);
 	}
 	else if (!has_block(open->table, block))
 		return NULL;

@@ -12,8 +12,8 @@
  * with each flush.
  *
  * Partitions are ranges of key ids, so that the totals of one are near each other in
- * their index.  Ids that are not random are divided less evenly, which does no other
- * harm than that more is added to the totals at once.
+ * their index.  Ids that are not random, which ranges might not divide, are spread
+ * over them.
  *
  * Rows of another writer are taken only by a round that was asked for, as the
  * worker does when it begins: they may belong to a dump that is being read in,
@@ -24,6 +24,7 @@
 #include "journal.h"
 
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -147,7 +148,12 @@ execute(SPIPlanPtr plan, Datum *values, const char *nulls, int expected)
 static int
 partition_of(const UsageDelta *delta)
 {
-	return delta->key_id.data[0] * PARTITIONS / 256;
+	const unsigned char *id = delta->key_id.data;
+
+	/* the version, of which 4 is a random UUID (RFC 9562, section 5.4) */
+	if (id[6] >> 4 == 4)
+		return id[0] * PARTITIONS / 256;
+	return (int) (hash_bytes(id, UUID_LEN) % PARTITIONS);
 }
 
 /*

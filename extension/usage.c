@@ -91,10 +91,10 @@ typedef struct UsageSlot
 	bool flagged;	   /* used while its key was flagged as stale */
 	bool has_outcomes; /* else none is kept in the details */
 	UsageTally tallies[ENVIRONMENT_COUNT];
-	char padding[16];
-} UsageSlot;
+} pg_attribute_aligned(SLOT_SIZE) UsageSlot;
 
-StaticAssertDecl(sizeof(UsageSlot) == SLOT_SIZE, "slots do not lie on cache lines");
+StaticAssertDecl(sizeof(UsageSlot) == SLOT_SIZE, "a slot is larger than its cache lines");
+StaticAssertDecl(PG_CACHE_LINE_SIZE % SLOT_SIZE == 0, "slots do not lie on cache lines");
 
 /* What became of requests in one environment, which is heard of later. */
 typedef struct UsageOutcome

@@ -49,9 +49,21 @@ $site->sql(<<~SQL);
 	SQL
 is($site->sql('SELECT count(*) FROM regpilot.key_usage JOIN regpilot.api_key k ON k.id = key_id WHERE substr(k.name, 5)::int % 3 = 0'), 0, 'keys are deleted');
 $site->sql(<<~SQL);
-	WITH p AS MATERIALIZED (SELECT id FROM regpilot.project WHERE name = 'walk')
-	SELECT count(regpilot.import_key(p.id, 'key ' || i, sha256(i::text::bytea))) FROM p, generate_series(3, $keys, 3) i;
+	INSERT INTO regpilot.api_key (id, project_id, name, hint, digest, permissions)
+	SELECT ('01997d1a-ffff-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, p.id, 'key ' || i, '...', sha256(i::text::bytea), '{gateway:write}'
+	FROM regpilot.project p, generate_series(3, $keys, 3) i WHERE p.name = 'walk';
 	SQL
-use_keys($_, "a share of $_, with keys made anew") foreach 0.1, 1, 0.01;
+use_keys($_, "a share of $_, with keys whose ids are in a row") foreach 0.1, 1, 0.01;
+
+# which do not all wait in one partition of the journal
+my $holder = $site->node->background_psql('regpilot');
+$holder->query_safe('BEGIN; LOCK TABLE regpilot.key_usage IN SHARE MODE');
+$site->sql("SELECT count((regpilot.authorize(i::text::regpilot.secret)).verdict) FROM generate_series(3, $keys, 3) i");
+ok( $site->node->poll_query_until(
+		'regpilot',
+		"SELECT count(DISTINCT partition) > 60 AND sum(cardinality(key_ids)) = $keys / 3 FROM regpilot.usage_journal"),
+	'their counts are spread over the journal');
+$holder->query_safe('ROLLBACK');
+$holder->quit;
 
 done_testing();

@@ -11,6 +11,10 @@
  * loaded.  When the postmaster itself dies the worker saves in its place.  The
  * file is removed and loaded by the postmaster that starts next.
  *
+ * Counts of a server that could flush, loaded by one that follows another or replays
+ * an archive, may be in what it has yet to replay, as where the data directory is a
+ * copy.  It takes the windows alone: lost counts are better than doubled ones.
+ *
  * The clock of the windows goes on while the machine is up.  After a boot it
  * begins anew, and the time away does not count, as no other clock can be
  * trusted.
@@ -19,8 +23,10 @@
  */
 #include "regpilot.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/xlog.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "port/pg_crc32c.h"
@@ -43,12 +49,16 @@ typedef struct SavedHeader
 {
 	uint32 magic;
 	uint32 record_size; /* of another build's records: not for us */
+	bool could_flush;	/* there was a worker, other than on a standby */
 	int64 clock;		/* usage_clock() when saved */
 	char boot_id[BOOT_ID_LENGTH];
 	uint32 count; /* of the records that follow, and then CRC-32C of it all */
 } SavedHeader;
 
 static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
+
+/* The counts that were loaded at the start came from a server that could flush. */
+static bool loaded_could_flush = false;
 
 /* What the kernel calls the boot that we run in; all zero if it does not say. */
 static void
@@ -90,6 +100,7 @@ write_records(FILE *file, bool counters)
 	memset(&header, 0, sizeof(header)); /* padding is written too */
 	header.magic = SAVED_MAGIC;
 	header.record_size = sizeof(UsageRecord);
+	header.could_flush = loaded_could_flush || usage_has_worker();
 	header.clock = usage_clock();
 	read_boot_id(header.boot_id);
 	while (usage_next_record(&position, counters, &record))
@@ -171,6 +182,15 @@ verify_records(FILE *file, const SavedHeader *header, pg_crc32c crc)
 	return fread(&saved_crc, sizeof(saved_crc), 1, file) == 1 && EQ_CRC32C(crc, saved_crc);
 }
 
+/* Whether the server that starts will replay what others have written. */
+static bool
+follows_others(void)
+{
+	struct stat ignored;
+
+	return stat(STANDBY_SIGNAL_FILE, &ignored) == 0 || stat(RECOVERY_SIGNAL_FILE, &ignored) == 0;
+}
+
 /* Load the records, all or, if the file is damaged, none. */
 static void
 load_records(FILE *file)
@@ -180,6 +200,7 @@ load_records(FILE *file)
 	UsageRecord record;
 	char boot_id[BOOT_ID_LENGTH];
 	int64 shift = 0;
+	bool counters;
 	uint32 lost = 0;
 
 	INIT_CRC32C(crc);
@@ -195,10 +216,14 @@ load_records(FILE *file)
 	if (boot_id[0] == '\0' || memcmp(boot_id, header.boot_id, BOOT_ID_LENGTH) != 0)
 		shift = usage_clock() - header.clock;
 
+	counters = !header.could_flush || !follows_others();
+	loaded_could_flush = counters && header.could_flush;
 	for (uint32 i = 0; i < header.count; i++)
 	{
 		if (fread(&record, sizeof(record), 1, file) != 1)
 			break; /* cannot be: it was verified */
+		if (!counters)
+			memset(record.counters, 0, sizeof(record.counters));
 		if (OidIsValid(record.database) && !usage_restore_record(&record, shift))
 			lost++;
 	}

@@ -71,11 +71,7 @@ foreach my $victim ('client backend', 'regpilot worker')
 }
 
 ($id, $key) = busy_key();
-my $data = $node->data_dir;
-my $postmaster = $node->{_pid};
-$node->kill9;
-wait_until('all processes to end',
-	sub { !kill(0, $postmaster) && !grep { (readlink($_) // '') eq $data } glob '/proc/[0-9]*/cwd' });
+kill_whole_server($node);
 ok(-e $file, 'postmaster killed: the worker has saved');
 $node->start;
 $site->wait_for_worker;

@@ -257,5 +257,34 @@ $standby->restart;
 $standby->poll_query_until('regpilot', q{SELECT (regpilot.authorize('nobody')).verdict}, 'invalid');
 is(total($standby, 'unlimited'), $total{unlimited} + 10, 'and a clean restart loses nothing');
 
+# --- a standby made of a copy of the stopped primary
+
+# The worker saves what was not flushed when the postmaster dies.  The primary
+# flushes that when it starts again, and a standby replays it.
+$standby->safe_psql('regpilot', "ALTER SYSTEM SET regpilot.flush_interval = '60s'");
+$standby->reload;
+$standby->poll_query_until('regpilot', q{SHOW regpilot.flush_interval}, '1min');
+$standby->safe_psql('regpilot', 'SELECT regpilot.flush_usage()');
+is(verdicts($standby, $key{unlimited}, 4), join(' ', ('ok') x 4), 'requests just before the postmaster dies');
+kill_whole_server($standby);
+ok(-e $standby->data_dir . '/pg_stat/regpilot.stat', 'they are saved');
+$standby->backup_fs_cold('stopped');
+
+$standby->start;
+$standby->poll_query_until('regpilot', q{SELECT (regpilot.authorize('nobody')).verdict}, 'invalid');
+$standby->safe_psql('regpilot', 'SELECT regpilot.flush_usage()');
+is(total($standby, 'unlimited'), $total{unlimited} + 14, 'and flushed');
+
+my $copy = PostgreSQL::Test::Cluster->new('copy');
+$copy->init_from_backup($standby, 'stopped', has_streaming => 1);
+$copy->start;
+$standby->wait_for_catchup($copy);
+is(verdicts($copy, $key{unlimited}, 2), 'ok ok', 'the copy counts for itself');
+$copy->restart;
+$standby->stop;
+$copy->promote;
+$copy->poll_query_until('regpilot', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'regpilot worker'});
+$copy->safe_psql('regpilot', 'SELECT regpilot.flush_usage()');
+is(total($copy, 'unlimited'), $total{unlimited} + 16, 'it adds its own counts, and not again those that it replayed');
 
 done_testing();

@@ -27,7 +27,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(
-  %body @credential_headers wait_until json_file user_message events text_of
+  %body @credential_headers wait_until kill_whole_server json_file user_message events text_of
 );
 
 # The bodies that are documented to the letter.
@@ -66,6 +66,17 @@ sub wait_until
 		die "timed out waiting for $what" if time > $end;
 		sleep 0.05;
 	}
+}
+
+# Kills a server's postmaster, and waits until all its processes have noticed and ended.
+sub kill_whole_server
+{
+	my ($node) = @_;
+	my $data = $node->data_dir;
+	my $postmaster = $node->{_pid};
+	$node->kill9;
+	return wait_until('all processes to end',
+		sub { !kill(0, $postmaster) && !grep { (readlink($_) // '') eq $data } glob '/proc/[0-9]*/cwd' });
 }
 
 # The objects of a file of JSON lines.

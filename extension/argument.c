@@ -22,12 +22,39 @@
 static const char *const known_permissions[] = {"gateway:read", "gateway:write", "logs:read",
 												"analytics:read"};
 
+#define SHOWN_MAX 64 /* bytes of a wrong argument that an error repeats */
+
 void
 argument_require(FunctionCallInfo fcinfo, int argument, const char *name)
 {
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", name)));
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", name),
+				 errdetail("Argument %d is null.", argument + 1), errhint("Give a value for it.")));
+}
+
+const char *
+argument_shown(const text *value)
+{
+	const char *bytes = VARDATA_ANY(value);
+	int length = (int) VARSIZE_ANY_EXHDR(value);
+
+	if (key_is_within(bytes, length))
+		return "<redacted>";
+	if (length <= SHOWN_MAX)
+		return pnstrdup(bytes, length);
+	return psprintf("%.*s...", pg_mbcliplen(bytes, length, SHOWN_MAX), bytes);
+}
+
+/* Where others may read a text there must be no key in it. */
+static void
+refuse_key_within(const text *value, const char *what, const char *of_what)
+{
+	if (key_is_within(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)))
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid %s of a %s", what, of_what),
+						errdetail("The %s contains an API key.", what),
+						errhint("Show a part of it at most, such as its last four characters.")));
 }
 
 text *
@@ -39,7 +66,9 @@ argument_label(FunctionCallInfo fcinfo, int argument, const char *what, const ch
 
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("the %s of a %s must not be null", what, of_what)));
+						errmsg("the %s of a %s must not be null", what, of_what),
+						errdetail("Argument %d is null.", argument + 1),
+						errhint("Give a %s of 1 to %d characters.", what, max_length)));
 
 	label = PG_GETARG_TEXT_PP(argument);
 	length = pg_mbstrlen_with_len(VARDATA_ANY(label), VARSIZE_ANY_EXHDR(label));
@@ -59,6 +88,7 @@ argument_label(FunctionCallInfo fcinfo, int argument, const char *what, const ch
 							errdetail("The %s contains a control character.", what),
 							errhint("Give a %s of printable characters.", what)));
 	}
+	refuse_key_within(label, what, of_what);
 	return label;
 }
 
@@ -73,7 +103,8 @@ argument_environment(FunctionCallInfo fcinfo, int argument)
 	if (environment_from_name(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)) ==
 		ENVIRONMENT_OTHER)
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						errmsg("invalid environment \"%s\"", text_to_cstring(environment)),
+						errmsg("invalid environment \"%s\"", argument_shown(environment)),
+						errdetail("A key is for one of four environments, or for none."),
 						errhint("Use dev, staging, prod, ci, or NULL.")));
 	return environment;
 }
@@ -113,7 +144,7 @@ argument_permissions(FunctionCallInfo fcinfo, int argument)
 
 	for (int i = 0; i < count; i++)
 	{
-		const char *permission = nulls[i] ? "NULL" : TextDatumGetCString(values[i]);
+		const char *permission = nulls[i] ? "NULL" : argument_shown(DatumGetTextPP(values[i]));
 		int known = known_permission(permission);
 
 		if (known < 0)
@@ -136,6 +167,7 @@ const uint8 *
 argument_digest(FunctionCallInfo fcinfo, int argument)
 {
 	bytea *digest;
+	uint8 of_nothing[KEY_DIGEST_LENGTH];
 
 	argument_require(fcinfo, argument, "digest");
 	digest = PG_GETARG_BYTEA_PP(argument);
@@ -145,6 +177,12 @@ argument_digest(FunctionCallInfo fcinfo, int argument)
 						errhint("Give the %d bytes of the SHA-256 of the whole key; "
 								"decode(..., 'hex') makes them of its digits.",
 								KEY_DIGEST_LENGTH)));
+
+	key_digest("", 0, of_nothing);
+	if (memcmp(VARDATA_ANY(digest), of_nothing, KEY_DIGEST_LENGTH) == 0)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("invalid digest of a key"),
+						errdetail("It is the digest of an empty text."),
+						errhint("See how the digests were made: nobody would need a key.")));
 	return (const uint8 *) VARDATA_ANY(digest);
 }
 
@@ -167,6 +205,7 @@ argument_check_limit(FunctionCallInfo fcinfo, int argument)
 			ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("invalid limit of requests per minute: %d", PG_GETARG_INT32(argument)),
+			 errdetail("A key that may do nothing is a disabled one."),
 			 errhint("Give a limit of 1 or more, or NULL for the limit of the project's plan.")));
 }
 
@@ -201,6 +240,7 @@ argument_overlap_end(FunctionCallInfo fcinfo, int argument)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid overlap: %s", DatumGetCString(DirectFunctionCall1(
 												   interval_out, IntervalPGetDatum(overlap)))),
+				 errdetail("The old key would expire in the past, or much too late."),
 				 errhint("Give an interval of 0 to %d years.", OVERLAP_MAX_YEARS)));
 	return end;
 }

@@ -28,9 +28,12 @@
 /* Any argument that must not be null; name is the parameter's. */
 extern void argument_require(FunctionCallInfo fcinfo, int argument, const char *name);
 
+/* A wrong argument as an error may show it: not too long, and no key. */
+extern const char *argument_shown(const text *value);
+
 /*
- * A text of 1 to max_length printable characters, such as ("name", "key") for
- * the name of a key.
+ * A text of 1 to max_length printable characters without a key among them, such as
+ * ("name", "key") for the name of a key.
  */
 extern text *argument_label(FunctionCallInfo fcinfo, int argument, const char *what,
 							const char *of_what, int max_length);

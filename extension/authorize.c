@@ -250,7 +250,9 @@ get_elements(FunctionCallInfo fcinfo, int argument, int count)
 
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("array argument %d must not be null", argument + 1)));
+						errmsg("array argument %d must not be null", argument + 1),
+						errdetail("Only its elements may be null."),
+						errhint("Give each request one element in every array.")));
 
 	array = PG_GETARG_ARRAYTYPE_P(argument);
 	get_typlenbyvalalign(ARR_ELEMTYPE(array), &length, &by_value, &alignment);

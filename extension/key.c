@@ -25,6 +25,9 @@
 
 static const char base36[] = "0123456789abcdefghijklmnopqrstuvwxyz";
 
+static const char *const prefixes[] = {KEY_PREFIX, KEY_PREFIX "dev_", KEY_PREFIX "staging_",
+									   KEY_PREFIX "prod_", KEY_PREFIX "ci_"};
+
 PG_FUNCTION_INFO_V1(regpilot_key_checksum_ok);
 
 /*
@@ -94,9 +97,6 @@ key_generate(const char *environment)
 static int
 prefix_length(const char *key, size_t length)
 {
-	static const char *const prefixes[] = {KEY_PREFIX, KEY_PREFIX "dev_", KEY_PREFIX "staging_",
-										   KEY_PREFIX "prod_", KEY_PREFIX "ci_"};
-
 	for (int i = 0; i < lengthof(prefixes); i++)
 	{
 		size_t prefix = strlen(prefixes[i]);
@@ -122,6 +122,50 @@ key_checksum_ok(const char *key, size_t length)
 	}
 	compute_checksum(key, length - KEY_CHECKSUM_LENGTH, checksum);
 	return memcmp(checksum, key + length - KEY_CHECKSUM_LENGTH, KEY_CHECKSUM_LENGTH) == 0;
+}
+
+/* The length of the key that a text begins with, 0 if it does not. */
+static size_t
+key_length_at(const char *text, size_t length)
+{
+	for (int i = 0; i < lengthof(prefixes); i++)
+	{
+		size_t key_length = strlen(prefixes[i]) + KEY_BODY_LENGTH;
+
+		if (key_length <= length && key_checksum_ok(text, key_length))
+			return key_length;
+	}
+	return 0;
+}
+
+bool
+key_is_within(const char *text, size_t length)
+{
+	for (size_t i = 0; i < length; i++)
+	{
+		if (key_length_at(text + i, length - i) > 0)
+			return true;
+	}
+	return false;
+}
+
+char *
+key_hide_within(const char *text, size_t length)
+{
+	StringInfoData hidden;
+
+	initStringInfo(&hidden);
+	for (size_t i = 0; i < length;)
+	{
+		size_t key_length = key_length_at(text + i, length - i);
+
+		if (key_length > 0)
+			appendStringInfoString(&hidden, key_hint(pnstrdup(text + i, key_length)));
+		else
+			appendStringInfoChar(&hidden, text[i]);
+		i += Max(key_length, 1);
+	}
+	return hidden.data;
 }
 
 static void

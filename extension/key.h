@@ -24,6 +24,12 @@ extern char *key_generate(const char *environment);
 /* Whether the text has the form of a key made here and a checksum that fits. */
 extern bool key_checksum_ok(const char *key, size_t length);
 
+/* Whether such a key stands anywhere in a text. */
+extern bool key_is_within(const char *text, size_t length);
+
+/* A text with the hints of such keys in their places.  Palloc'd. */
+extern char *key_hide_within(const char *text, size_t length);
+
 /* SHA-256 of any bytes (FIPS 180-4).  Raises an error if that fails. */
 extern void key_digest(const void *key, size_t length, uint8 digest[KEY_DIGEST_LENGTH]);
 

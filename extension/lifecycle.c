@@ -100,7 +100,8 @@ regpilot_create_project(PG_FUNCTION_ARGS)
 	if (execute("SELECT FROM regpilot.plan WHERE name OPERATOR(pg_catalog.=) $1", 1, types,
 				&values[1], NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
-						errmsg("plan \"%s\" does not exist", TextDatumGetCString(values[1])),
+						errmsg("plan \"%s\" does not exist", argument_shown(PG_GETARG_TEXT_PP(1))),
+						errdetail("There is no plan of that name."),
 						errhint("See the table regpilot.plan.")));
 
 	if (execute("INSERT INTO regpilot.project (name, plan) VALUES ($1, $2)"
@@ -108,6 +109,7 @@ regpilot_create_project(PG_FUNCTION_ARGS)
 				2, types, values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_UNIQUE_VIOLATION),
 						errmsg("project \"%s\" already exists", text_to_cstring(name)),
+						errdetail("No two projects have the same name."),
 						errhint("Choose another name.")));
 
 	*id = returned_uuid();
@@ -184,6 +186,7 @@ insert_key(NewKey *key)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("project %s does not exist", uuid_to_cstring(key->values[KEY_PROJECT_ID])),
+				 errdetail("There is no project with that id."),
 				 errhint("See the table regpilot.project, or call regpilot.create_project().")));
 
 	if (execute("INSERT INTO regpilot.api_key"
@@ -303,6 +306,7 @@ report_missing_key(Datum key_id)
 {
 	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 					errmsg("key %s does not exist", uuid_to_cstring(key_id)),
+					errdetail("There is no key with that id, or none that you may see."),
 					errhint("See the view regpilot.key_overview.")));
 }
 
@@ -420,21 +424,24 @@ regpilot_rotate_key(PG_FUNCTION_ARGS)
 /*
  * Run an UPDATE of api_key whose first parameter is the key's id and whose
  * second, if it has one, is a text that may be null.  Raises an error if there
- * is no such key.
+ * is no such key.  The text is for others to read: keys in it become hints.
  */
 static void
 update_key(FunctionCallInfo fcinfo, const char *statement)
 {
 	Oid types[] = {UUIDOID, TEXTOID};
 	Datum values[2] = {0, 0};
-	char nulls[] = {' ', ' '};
+	char nulls[] = {' ', 'n'};
 
 	argument_require(fcinfo, 0, "key_id");
-	for (int i = 0; i < PG_NARGS(); i++)
+	values[0] = PG_GETARG_DATUM(0);
+	if (PG_NARGS() > 1 && !PG_ARGISNULL(1))
 	{
-		values[i] = PG_GETARG_DATUM(i);
-		if (PG_ARGISNULL(i))
-			nulls[i] = 'n';
+		text *given = PG_GETARG_TEXT_PP(1);
+
+		values[1] =
+			CStringGetTextDatum(key_hide_within(VARDATA_ANY(given), VARSIZE_ANY_EXHDR(given)));
+		nulls[1] = ' ';
 	}
 
 	SPI_connect();

@@ -151,12 +151,13 @@ CREATE FUNCTION regpilot.refuse_to_unrevoke() RETURNS trigger
 BEGIN
 	RAISE EXCEPTION 'key % is revoked', OLD.id
 		USING ERRCODE = 'object_not_in_prerequisite_state',
-			DETAIL = 'The time of a revocation cannot be changed.',
+			DETAIL = 'Neither the time of its revocation nor its digest can be changed.',
 			HINT = 'Create a new key.';
 END
 $$;
 CREATE TRIGGER refuse_to_unrevoke BEFORE UPDATE ON regpilot.api_key
-	FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at)
+	FOR EACH ROW WHEN (OLD.revoked_at IS NOT NULL AND
+		(NEW.revoked_at IS DISTINCT FROM OLD.revoked_at OR NEW.digest IS DISTINCT FROM OLD.digest))
 	EXECUTE FUNCTION regpilot.refuse_to_unrevoke();
 
 -- Written by the worker only, in fold.c, which knows the columns by number. The

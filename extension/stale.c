@@ -108,15 +108,14 @@ regpilot_flag_stale_keys(PG_FUNCTION_ARGS)
 {
 	TimestampTz as_of;
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("as_of must not be null")));
-
+	argument_require(fcinfo, 0, "as_of");
 	as_of = PG_GETARG_TIMESTAMPTZ(0);
 	if (TIMESTAMP_NOT_FINITE(as_of) ||
 		!IS_VALID_TIMESTAMP(as_of - regpilot_stale_after * USECS_PER_SEC))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("invalid time of staleness: %s", timestamptz_to_str(as_of)),
-						errhint("Give a finite time, such as now().")));
+						errdetail("There is no time regpilot.stale_after before it."),
+						errhint("Give a time such as now().")));
 
 	usage_require();
 	PreventCommandDuringRecovery("regpilot.flag_stale_keys()");

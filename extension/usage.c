@@ -270,6 +270,8 @@ usage_require_preload(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("regpilot must be loaded via shared_preload_libraries"),
+				 errdetail(
+					 "Usage and rate windows are in shared memory, which is made at server start."),
 				 errhint("Add regpilot to shared_preload_libraries and restart the server.")));
 }
 

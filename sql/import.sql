@@ -56,6 +56,8 @@ SELECT * FROM error_of(format('SELECT regpilot.import_key(%L, ''k'', sha256(''a 
 SELECT * FROM error_of(format('SELECT regpilot.import_key(%L, ''k'', sha256(''legacy-key-3''), hint => ''legacy-key-3'')', :'project'));
 SELECT * FROM error_of(format('SELECT regpilot.import_key(%L, ''legacy-key-3'', sha256(''legacy-key-3''))', :'project'));
 
+SELECT * FROM error_of(format('SELECT regpilot.import_key(%L, ''k'', sha256(''''))', :'project'));
+
 -- and nothing was changed by it
 SELECT name FROM regpilot.api_key ORDER BY name;
 SELECT verdict FROM regpilot.authorize('a key');

@@ -123,6 +123,18 @@ SELECT key_id AS explained_id FROM regpilot.create_key(:'project', 'explained') 
 SELECT regpilot.revoke_key(:'explained_id', U&'two\000alines \4e2d\6587 ' || repeat('x', 10000));
 SELECT length(revoke_reason) FROM regpilot.api_key WHERE id = :'explained_id';
 
+-- but no key is kept in what others read, nor told in an error
+SELECT key_id AS told_id, key AS told, hint AS told_hint FROM regpilot.create_key(:'project', 'told', 'staging') \gset
+SELECT regpilot.revoke_key(:'told_id', format('%s found, %sx and %s', :'told', left(:'told', -1), :'told'));
+SELECT revoke_reason = format('%s found, %sx and %s', :'told_hint', left(:'told', -1), :'told_hint') AS hidden
+FROM regpilot.api_key WHERE id = :'told_id';
+SELECT code, message, detail, hint FROM error_of(format('SELECT regpilot.create_key(%L, %L)', :'project', 'my ' || :'told'));
+SELECT code, message, detail, hint FROM error_of(format('SELECT regpilot.create_project(%L)', :'told'));
+SELECT code, message FROM error_of(format('SELECT regpilot.create_project(''p'', %L)', :'told'));
+SELECT code, message FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', %L)', :'project', :'told'));
+SELECT code, message FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', NULL, ARRAY[%L])', :'project', :'told'));
+SELECT code, message FROM error_of(format('SELECT regpilot.create_key(%L, ''k'', repeat(U&''\4e2d'', 100))', :'project'));
+
 -- revoked for good; the first reason and time stay
 SELECT regpilot.revoke_key(:'key_id', 'found in a log');
 SELECT status FROM regpilot.key_overview WHERE key_id = :'key_id';
@@ -131,6 +143,7 @@ SELECT regpilot.revoke_key(:'key_id', 'again');
 SELECT revoke_reason, revoked_at = :'revoked_at' AS same_time FROM regpilot.api_key WHERE id = :'key_id';
 SELECT code, detail, hint FROM error_of(format('SELECT regpilot.enable_key(%L)', :'key_id'));
 SELECT code, detail, hint FROM error_of(format('UPDATE regpilot.api_key SET revoked_at = NULL WHERE id = %L', :'key_id'));
+SELECT code, detail, hint FROM error_of(format('UPDATE regpilot.api_key SET digest = sha256(''other'') WHERE id = %L', :'key_id'));
 SELECT code FROM error_of(format('UPDATE regpilot.api_key SET name = ''renamed'' WHERE id = %L', :'key_id'));
 SELECT status FROM regpilot.key_overview WHERE key_id = :'key_id';
 

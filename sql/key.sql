@@ -125,8 +125,8 @@ SELECT length(revoke_reason) FROM regpilot.api_key WHERE id = :'explained_id';
 
 -- but no key is kept in what others read, nor told in an error
 SELECT key_id AS told_id, key AS told, hint AS told_hint FROM regpilot.create_key(:'project', 'told', 'staging') \gset
-SELECT regpilot.revoke_key(:'told_id', format('%s found, %sx and %s', :'told', left(:'told', -1), :'told'));
-SELECT revoke_reason = format('%s found, %sx and %s', :'told_hint', left(:'told', -1), :'told_hint') AS hidden
+SELECT regpilot.revoke_key(:'told_id', format('%s found, %s- and %s', :'told', left(:'told', -1), :'told'));
+SELECT revoke_reason = format('%s found, %s- and %s', :'told_hint', left(:'told', -1), :'told_hint') AS hidden
 FROM regpilot.api_key WHERE id = :'told_id';
 SELECT code, message, detail, hint FROM error_of(format('SELECT regpilot.create_key(%L, %L)', :'project', 'my ' || :'told'));
 SELECT code, message, detail, hint FROM error_of(format('SELECT regpilot.create_project(%L)', :'told'));

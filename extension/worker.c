@@ -47,7 +47,7 @@
 #define UPKEEP_RETRY_MS (60 * 1000) /* after an error */
 #define FOLD_BATCH 4096				/* keys and environments added to the totals with each flush */
 #define ROUND_BATCH 1024 /* the same of a round: brief, since requests wait for the processor */
-#define ROUND_REST 3	 /* pause after it, as a multiple of its processor time */
+#define ROUND_REST 4	 /* pause after it, as a multiple of its processor time */
 #define ROUND_RETRY                                                                                \
 	(100 * INT64CONST(1000)) /* microseconds; of a round, while the totals are locked */
 #define STOP_POLL_MS 10

@@ -9,7 +9,8 @@ use PostgreSQL::Test::Cluster;
 use RegPilot::Test;
 use Test::More;
 
-my $site = RegPilot::Test->new(responder => 0, streaming => 'logical');
+# The replay of a vacuum would wait for transactions on the standby.
+my $site = RegPilot::Test->new(responder => 0, streaming => 'logical', conf => "autovacuum = off\n");
 my $primary = $site->node;
 
 my (%id, %key);

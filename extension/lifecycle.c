@@ -336,8 +336,8 @@ refuse_second_successor(Datum key_id)
  * Lock a key until the end of the transaction, and copy from it what its
  * successor inherits.  Raises an error if it cannot be rotated.
  *
- * The lock is the one that the UPDATE to come takes.  FOR UPDATE would hold up
- * the worker's INSERT of the first usage of the key.
+ * The lock is the one that the UPDATE to come takes: no stronger, so that rows
+ * which refer to the key can be inserted meanwhile.
  */
 static void
 lock_predecessor(Datum key_id, NewKey *successor)

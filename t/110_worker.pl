@@ -74,9 +74,7 @@ foreach my $function (qw(pg_cancel_backend pg_terminate_backend))
 # the postmaster dies
 my $flushed = total();
 authorize(5);
-my $postmaster = $node->{_pid};
-$node->kill9;
-wait_until('the postmaster to be gone', sub { !kill 0, $postmaster });
+kill_whole_server($node);
 $node->start;
 $site->wait_for_worker;
 my $total = total();

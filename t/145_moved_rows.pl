@@ -125,8 +125,13 @@ $site->sql('CREATE EXTENSION pg_buffercache');
 foreach my $round (1 .. 3)
 {
 	verdicts_are("$stay UNION ALL $new", 'ok 600', "blocks are read, $round");
-	$site->sql("SELECT count(*) FROM other_$_") foreach (1 .. 10) x 3;
-	is($site->sql($held), 0, 'and their buffers are taken for others');
+	my $left;
+	foreach (1 .. 20)    # for the worker's fold, too, looks at keys when its time comes
+	{
+		$site->sql("SELECT count(*) FROM other_$_") foreach (1 .. 10) x 3;
+		$left = $site->sql($held) or last;
+	}
+	is($left, 0, 'and their buffers are taken for others');
 }
 verdicts_are("$stay UNION ALL $new UNION ALL $gone", 'invalid 500, ok 600', 'when all have changed their buffers');
 

@@ -25,6 +25,10 @@ static const struct
 	[REFUSAL_INVALID_MODEL] = {400, "Invalid model. Must be a name of 1 to 200 characters",
 							   "INVALID_MODEL"},
 	[REFUSAL_INVALID_STREAM] = {400, "Invalid stream. Must be true or false", "INVALID_STREAM"},
+	[REFUSAL_INVALID_PERMISSION] = {400,
+									"Invalid permission. Must be gateway:read, gateway:write, "
+									"logs:read or analytics:read",
+									"INVALID_PERMISSION"},
 	[REFUSAL_MISSING_KEY] =
 		{401,
 		 "{\"error\":\"Missing API key. Use one of: X-API-Key: YOUR_KEY, X-RegPilot-Key: YOUR_KEY,"
@@ -94,6 +98,8 @@ reason(int status)
 	{
 		case 200:
 			return "OK";
+		case 204:
+			return "No Content";
 		case 400:
 			return "Bad Request";
 		case 401:

@@ -1,0 +1,201 @@
+/*
+ * exchange.c
+ *	  One request and its answer over FastCGI.
+ */
+#include "exchange.h"
+#include "clock.h"
+#include "config.h"
+
+#include <fcgiapp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#define HEAD_MAX (64 * 1024)
+/* Bytes of a body nobody asked for that are read, to keep the connection. */
+#define DRAIN_MAX (64 * 1024)
+/* Seconds after which a client may ask again when we cannot serve it now. */
+#define UNAVAILABLE_RETRY_AFTER 1
+
+const char *
+exchange_param(const Exchange *exchange, const char *name)
+{
+	return FCGX_GetParam(name, exchange->fcgi->envp);
+}
+
+/* ---- the body ---- */
+
+/* Whether the request says that its body is JSON. */
+static bool
+is_json(const Exchange *exchange)
+{
+	static const char expected[] = "application/json";
+	const char *type = exchange_param(exchange, "CONTENT_TYPE");
+
+	return type != NULL && strncasecmp(type, expected, sizeof(expected) - 1) == 0 &&
+		   strchr("; \t", type[sizeof(expected) - 1]) != NULL; /* or the end: strchr finds NUL */
+}
+
+Refusal
+exchange_read_json(const Exchange *exchange, Buffer *body)
+{
+	FCGX_Stream *in = exchange->fcgi->in;
+	const char *announced = exchange_param(exchange, "CONTENT_LENGTH");
+	long long expected = announced != NULL ? strtoll(announced, NULL, 10) : 0;
+	size_t step = 8192;
+
+	if (!is_json(exchange))
+		return REFUSAL_UNSUPPORTED_MEDIA_TYPE;
+	if (expected > config.max_body)
+		return REFUSAL_BODY_TOO_LARGE;
+
+	for (;;)
+	{
+		size_t room = (size_t) config.max_body - body->length;
+		char *end;
+		int length;
+
+		if (room == 0)
+			return FCGX_GetChar(in) == EOF ? REFUSAL_NONE : REFUSAL_BODY_TOO_LARGE;
+		if (step > room)
+			step = room;
+		end = buffer_reserve(body, step);
+		if (end == NULL)
+			return REFUSAL_INTERNAL_ERROR;
+		length = FCGX_GetStr(end, (int) step, in);
+		body->length += (size_t) length;
+		if ((size_t) length < step)
+			break;
+		step = body->length; /* memory follows what has really come */
+	}
+
+	/* A body that was cut off on its way is not one that the client sent. */
+	if (FCGX_GetError(in) != 0 || (long long) body->length < expected)
+		return REFUSAL_INVALID_JSON;
+	return REFUSAL_NONE;
+}
+
+bool
+exchange_drain(const Exchange *exchange)
+{
+	FCGX_Stream *in = exchange->fcgi->in;
+	char trash[4096];
+
+	for (int left = DRAIN_MAX; left > 0; left -= (int) sizeof(trash))
+	{
+		if (FCGX_GetStr(trash, sizeof(trash), in) < (int) sizeof(trash))
+			return FCGX_GetError(in) == 0;
+	}
+	return false;
+}
+
+/* ---- the answer ---- */
+
+void
+exchange_begin_head(const Exchange *exchange, int status, Buffer *head)
+{
+	const Authorization *authorization = &exchange->authorization;
+
+	buffer_init(head, HEAD_MAX);
+	if (exchange->guards)
+	{
+		/* Web servers take 2xx, 401 and 403 for an answer to this question, not 429. */
+		reply_status(head, status == 429 ? 403 : status);
+		reply_number(head, "x-regpilot-status", status);
+	}
+	else
+		reply_status(head, status);
+	reply_header(head, "x-request-id", exchange->id);
+	if (exchange->judged && authorization->has_limit)
+	{
+		reply_number(head, "x-ratelimit-limit", authorization->requests_per_minute);
+		if (authorization->has_remaining)
+			reply_number(head, "x-ratelimit-remaining", authorization->remaining);
+		if (authorization->has_reset)
+			reply_number(head, "x-ratelimit-reset", authorization->reset);
+	}
+}
+
+/* Sends the head, which is complete, and frees it; false when it is not. */
+static bool
+send_head(Exchange *exchange, Buffer *head)
+{
+	bool sound = !head->failed;
+
+	if (sound)
+	{
+		FCGX_PutStr(head->data, (int) head->length, exchange->fcgi->out);
+		exchange->first_byte = clock_ms();
+	}
+	buffer_free(head);
+	return sound;
+}
+
+void
+exchange_answer(Exchange *exchange, Buffer *head, const char *type, const Buffer *body)
+{
+	if (type != NULL)
+	{
+		reply_header(head, "Content-Type", type);
+		reply_number(head, "Content-Length", (int64_t) body->length);
+	}
+	buffer_append_string(head, "\r\n");
+	if (body != NULL && body->failed)
+		buffer_free(head);
+	else if (send_head(exchange, head) && body != NULL)
+		FCGX_PutStr(body->data, (int) body->length, exchange->fcgi->out);
+}
+
+void
+exchange_refuse(Exchange *exchange, Refusal refusal)
+{
+	RefusalDetail detail = {
+		.request_id = exchange->id,
+		.retry_after = exchange->authorization.retry_after,
+		.requests_per_minute = exchange->authorization.requests_per_minute,
+	};
+	Buffer head;
+	Buffer body;
+
+	exchange->status = refusal_status(refusal);
+	exchange_begin_head(exchange, exchange->status, &head);
+	if (exchange->status == 401)
+		reply_header(&head, "WWW-Authenticate", "Bearer"); /* RFC 9110, 15.5.2 */
+	else if (exchange->status == 405)
+		reply_header(&head, "Allow", exchange->allow);
+	else if (exchange->status == 429)
+		reply_number(&head, "Retry-After", detail.retry_after);
+	else if (exchange->status == 503)
+		reply_number(&head, "Retry-After", UNAVAILABLE_RETRY_AFTER);
+
+	buffer_init(&body, HEAD_MAX);
+	refusal_body(refusal, &detail, &body);
+	exchange_answer(exchange, &head, "application/json", &body);
+	buffer_free(&body);
+}
+
+void
+exchange_begin_stream(Exchange *exchange)
+{
+	Buffer head;
+
+	exchange->streaming = true;
+	exchange->status = 200;
+	exchange_begin_head(exchange, exchange->status, &head);
+	reply_header(&head, "x-regpilot-model", exchange->model_path);
+	reply_header(&head, "Content-Type", "text/event-stream");
+	reply_header(&head, "Cache-Control", "no-cache");
+	reply_header(&head, "X-Accel-Buffering", "no"); /* nginx would wait for more */
+	buffer_append_string(&head, "\r\n");
+	send_head(exchange, &head);
+}
+
+bool
+exchange_send(Exchange *exchange, const char *bytes, size_t length)
+{
+	FCGX_Stream *out = exchange->fcgi->out;
+
+	FCGX_PutStr(bytes, (int) length, out);
+	FCGX_FFlush(out);
+	return FCGX_GetError(out) == 0;
+}

@@ -1,0 +1,181 @@
+/*
+ * gateway.c
+ *	  The endpoints that pass requests on to upstreams.
+ */
+#include "gateway.h"
+#include "chat.h"
+#include "config.h"
+#include "echo.h"
+#include "log.h"
+#include "routes.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EVENT_MAX (64 * 1024)
+
+/* Passes an event of the stream on; the first one sends the head before it. */
+static bool
+forward_event(void *context, const char *event, size_t length)
+{
+	Exchange *exchange = context;
+
+	if (!exchange->streaming)
+		exchange_begin_stream(exchange);
+	return exchange_send(exchange, event, length);
+}
+
+/* Notes which model is asked of which upstream; false when out of memory. */
+static bool
+choose_model(Exchange *exchange, const Route *route, const Chat *chat)
+{
+	free(exchange->model);
+	free(exchange->model_path);
+	exchange->model_path = NULL;
+	exchange->model = strdup(route->model != NULL ? route->model : chat->model);
+	return exchange->model != NULL &&
+		   asprintf(&exchange->model_path, "%s/%s", route->upstream, exchange->model) >= 0;
+}
+
+/* Asks one upstream. */
+static UpstreamResult
+try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall *call)
+{
+	char secret[SECRET_SIZE];
+	char *body;
+	UpstreamResult result = UPSTREAM_FAILED;
+
+	if (strcmp(route->base_url, "builtin:echo") == 0)
+		return echo_call(call, chat, exchange->model, exchange->id);
+
+	call->base_url = route->base_url;
+	if (route->secret_name != NULL)
+	{
+		if (!config_secret(route->secret_name, secret))
+		{
+			snprintf(call->problem, sizeof(call->problem), "there is no secret to call it with");
+			return UPSTREAM_FAILED;
+		}
+		call->secret = secret;
+	}
+	body = chat_upstream_body(chat, exchange->model);
+	if (body != NULL)
+	{
+		call->body = body;
+		result = relay_call(exchange->relay, call);
+		free(body);
+	}
+	explicit_bzero(secret, sizeof(secret));
+	return result;
+}
+
+static void
+answer_upstream(Exchange *exchange, const UpstreamCall *call)
+{
+	Buffer head;
+
+	exchange->status = call->status;
+	exchange_begin_head(exchange, exchange->status, &head);
+	reply_header(&head, "x-regpilot-model", exchange->model_path);
+	exchange_answer(exchange, &head, "application/json", &call->answer);
+}
+
+/* Ends a stream that has broken off: with an error, and without [DONE]. */
+static void
+break_stream(Exchange *exchange, Refusal refusal)
+{
+	Buffer event;
+
+	buffer_init(&event, EVENT_MAX);
+	refusal_event(refusal, exchange->id, &event);
+	exchange_send(exchange, event.data, event.length);
+	buffer_free(&event);
+	exchange->status = refusal_status(refusal); /* for the outcome; the client has seen 200 */
+}
+
+/* Tries one upstream after the other and answers with what the first good one says. */
+static void
+relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
+{
+	const Route *route[ROUTES_TRIED_MAX];
+	size_t count = routes_match(routes, chat->model, chat->quality, route);
+	UpstreamResult result = UPSTREAM_FAILED;
+
+	if (count == 0)
+	{
+		exchange_refuse(exchange, REFUSAL_MODEL_NOT_FOUND);
+		return;
+	}
+	for (size_t i = 0; i < count; i++)
+	{
+		UpstreamCall call = {
+			.stream = chat->stream,
+			.client = exchange->client,
+			.forward = forward_event,
+			.context = exchange,
+		};
+
+		if (!choose_model(exchange, route[i], chat))
+			break;
+		buffer_init(&call.answer, UPSTREAM_BODY_MAX);
+		result = try_route(exchange, route[i], chat, &call);
+		exchange->usage = call.usage;
+		if (result == UPSTREAM_ANSWERED && !exchange->streaming)
+			answer_upstream(exchange, &call);
+		buffer_free(&call.answer);
+
+		if (result == UPSTREAM_ANSWERED || result == UPSTREAM_CLIENT_GONE)
+			break;
+		log_line("request %s: upstream \"%s\": %s", exchange->id, route[i]->upstream, call.problem);
+		if (result == UPSTREAM_BROKEN_OFF || result == UPSTREAM_FELL_SILENT)
+			break;
+	}
+
+	switch (result)
+	{
+		case UPSTREAM_ANSWERED:
+			break;
+		case UPSTREAM_FAILED:
+			exchange_refuse(exchange, REFUSAL_UPSTREAM_FAILED);
+			break;
+		case UPSTREAM_TIMED_OUT:
+			exchange_refuse(exchange, REFUSAL_UPSTREAM_TIMEOUT);
+			break;
+		case UPSTREAM_BROKEN_OFF:
+			break_stream(exchange, REFUSAL_UPSTREAM_FAILED);
+			break;
+		case UPSTREAM_FELL_SILENT:
+			break_stream(exchange, REFUSAL_UPSTREAM_TIMEOUT);
+			break;
+		case UPSTREAM_CLIENT_GONE:
+			exchange->status = STATUS_CLIENT_GONE;
+			break;
+	}
+}
+
+void
+gateway_chat(Exchange *exchange, bool stream_default)
+{
+	Refusal refusal;
+	Buffer body;
+	Chat chat;
+	Routes *routes;
+
+	buffer_init(&body, (size_t) config.max_body);
+	refusal = exchange_read_json(exchange, &body);
+	if (refusal == REFUSAL_NONE)
+		refusal = chat_parse(body.data, body.length, stream_default, &chat);
+	buffer_free(&body);
+	if (refusal != REFUSAL_NONE)
+	{
+		exchange_refuse(exchange, refusal);
+		return;
+	}
+
+	/* The key was accepted over a connection that had read the routes before. */
+	routes = routes_acquire();
+	relay_chat(exchange, &chat, routes);
+	routes_release(routes);
+	chat_free(&chat);
+}

@@ -43,6 +43,8 @@
 #define ROUTES_INTERVAL 5000
 
 /* OIDs of built-in types, from PostgreSQL's catalog/pg_type.dat */
+#define INT4OID 23
+#define TEXTOID 25
 #define INT4ARRAYOID 1007
 #define TEXTARRAYOID 1009
 
@@ -79,6 +81,16 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static TAILQ_HEAD(QuestionQueue, Question) queue = TAILQ_HEAD_INITIALIZER(queue);
 static bool led;
 
+/* the parameters of authorize_many */
+enum
+{
+	PARAMETER_ORDINALS,
+	PARAMETER_SECRETS,
+	PARAMETER_PERMISSIONS,
+	PARAMETER_ENVIRONMENTS,
+	PARAMETERS
+};
+
 /* the leader's */
 static struct
 {
@@ -86,11 +98,7 @@ static struct
 	int count;
 	Authorization answer[CALL_MAX];
 
-	/* the parameters of authorize_many */
-	Buffer ordinals;
-	Buffer secrets;
-	Buffer permissions;
-	Buffer environments;
+	Buffer parameter[PARAMETERS];
 } call;
 
 /* the leader's */
@@ -105,10 +113,13 @@ static struct
 	char problem[DATABASE_ERROR_SIZE]; /* the one logged last */
 } database;
 
+/*
+ * Without any expression: what a column is made into costs the server more than
+ * the verdict does.
+ */
 static const char authorize_sql[] =
 	"SELECT ordinal, verdict, key_id, project_id, plan, requests_per_minute, remaining,"
-	" retry_after, pg_catalog.ceil(extract(epoch FROM reset_at))::pg_catalog.int8, project, name,"
-	" hint, environment, counted_as, pg_catalog.array_to_json(permissions)"
+	" retry_after, reset_at, project, name, hint, environment, counted_as, permissions"
 	" FROM regpilot.authorize_many($1, $2, $3, $4)";
 
 /* columns of authorize_sql */
@@ -139,10 +150,8 @@ static const char routes_sql[] =
 bool
 authorizer_init(void)
 {
-	buffer_init(&call.ordinals, SIZE_MAX / 2);
-	buffer_init(&call.secrets, SIZE_MAX / 2);
-	buffer_init(&call.permissions, SIZE_MAX / 2);
-	buffer_init(&call.environments, SIZE_MAX / 2);
+	for (int i = 0; i < PARAMETERS; i++)
+		buffer_init(&call.parameter[i], INT32_MAX);
 	return database_check_conninfo(config.database);
 }
 
@@ -151,10 +160,8 @@ authorizer_finish(void)
 {
 	PQfinish(database.connection);
 	database.connection = NULL;
-	buffer_free(&call.ordinals);
-	buffer_free(&call.secrets);
-	buffer_free(&call.permissions);
-	buffer_free(&call.environments);
+	for (int i = 0; i < PARAMETERS; i++)
+		buffer_free(&call.parameter[i]);
 }
 
 /* ---- the connection; all this is the leader's ---- */
@@ -318,7 +325,11 @@ ensure_connection(int64_t deadline)
 
 /* ---- one call; all this is the leader's ---- */
 
-/* PostgreSQL's binary formats have integers in network byte order. */
+/*
+ * Parameters and results travel in PostgreSQL's binary formats, those of the
+ * types' receive and send functions: as text, a key could end up in the server's
+ * log. Integers are in network byte order.
+ */
 static void
 append_int32(Buffer *buffer, size_t value)
 {
@@ -327,19 +338,42 @@ append_int32(Buffer *buffer, size_t value)
 	buffer_append(buffer, &network, sizeof(network));
 }
 
-/* An element of a text-format array; value needs no quoting. */
+/* An array's head (array_recv() in PostgreSQL), with room for the number of elements. */
 static void
-append_text(Buffer *array, const char *value)
+begin_array(Buffer *array, Oid type)
 {
-	buffer_append_string(array, array->length > 0 ? "," : "{");
-	buffer_append_string(array, value != NULL ? value : "NULL");
+	array->length = 0;
+	array->failed = false;
+	append_int32(array, 1); /* dimensions */
+	append_int32(array, 1); /* there may be NULLs */
+	append_int32(array, type);
+	append_int32(array, 0); /* elements, see end_array() */
+	append_int32(array, 1); /* lower bound */
 }
 
 static void
-reset(Buffer *buffer)
+end_array(Buffer *array, int count)
 {
-	buffer->length = 0;
-	buffer->failed = false;
+	uint32_t network = htonl((uint32_t) count);
+
+	if (!array->failed)
+		memcpy(array->data + 3 * sizeof(network), &network, sizeof(network));
+}
+
+static void
+append_element(Buffer *array, const void *bytes, size_t length)
+{
+	append_int32(array, length);
+	buffer_append(array, bytes, length);
+}
+
+static void
+append_text(Buffer *array, const char *value)
+{
+	if (value != NULL)
+		append_element(array, value, strlen(value));
+	else
+		append_int32(array, (size_t) -1); /* NULL */
 }
 
 /*
@@ -351,10 +385,10 @@ take_questions(void)
 {
 	Question *question;
 
-	reset(&call.ordinals);
-	reset(&call.secrets);
-	reset(&call.permissions);
-	reset(&call.environments);
+	begin_array(&call.parameter[PARAMETER_ORDINALS], INT4OID);
+	begin_array(&call.parameter[PARAMETER_SECRETS], database.secret_type);
+	begin_array(&call.parameter[PARAMETER_PERMISSIONS], TEXTOID);
+	begin_array(&call.parameter[PARAMETER_ENVIRONMENTS], TEXTOID);
 	call.count = 0;
 
 	pthread_mutex_lock(&lock);
@@ -365,59 +399,157 @@ take_questions(void)
 		question->slot = call.count;
 		call.question[call.count] = question;
 
-		buffer_printf(&call.ordinals, "%c%d", call.count == 0 ? '{' : ',', call.count);
-		append_text(&call.permissions, question->permission);
-		append_text(&call.environments, question->environment);
-		append_int32(&call.secrets, question->key_length);
-		buffer_append(&call.secrets, question->key, question->key_length);
+		append_int32(&call.parameter[PARAMETER_ORDINALS], sizeof(int32_t));
+		append_int32(&call.parameter[PARAMETER_ORDINALS], (size_t) call.count);
+		append_element(&call.parameter[PARAMETER_SECRETS], question->key, question->key_length);
+		append_text(&call.parameter[PARAMETER_PERMISSIONS], question->permission);
+		append_text(&call.parameter[PARAMETER_ENVIRONMENTS], question->environment);
 		call.count++;
 	}
 	pthread_mutex_unlock(&lock);
 
-	buffer_append_string(&call.ordinals, "}");
-	buffer_append_string(&call.permissions, "}");
-	buffer_append_string(&call.environments, "}");
+	for (int i = 0; i < PARAMETERS; i++)
+		end_array(&call.parameter[i], call.count);
 }
 
-/*
- * Sends the call. The keys go in binary format: as text, one could end up in
- * the server's log. An array in binary format has a head (see array_recv() in
- * PostgreSQL) and then each element with its length before it.
- */
 static bool
 send_call(void)
 {
-	Buffer array;
-	const char *values[4] = {call.ordinals.data, NULL, call.permissions.data,
-							 call.environments.data};
-	int lengths[4] = {0, 0, 0, 0};
-	const int formats[4] = {0, 1, 0, 0};
-	bool sent = false;
+	static const int binary[PARAMETERS] = {1, 1, 1, 1};
+	const char *values[PARAMETERS];
+	int lengths[PARAMETERS];
 
-	buffer_init(&array, SIZE_MAX / 2);
-	append_int32(&array, 1); /* dimensions */
-	append_int32(&array, 0); /* no NULLs */
-	append_int32(&array, database.secret_type);
-	append_int32(&array, (size_t) call.count);
-	append_int32(&array, 1); /* lower bound */
-	buffer_append(&array, call.secrets.data, call.secrets.length);
-
-	if (!array.failed && !call.secrets.failed && !call.ordinals.failed &&
-		!call.permissions.failed && !call.environments.failed && array.length <= INT32_MAX)
+	for (int i = 0; i < PARAMETERS; i++)
 	{
-		values[1] = array.data;
-		lengths[1] = (int) array.length;
-		sent = PQsendQueryPrepared(database.connection, "authorize", 4, values, lengths, formats,
-								   0) == 1;
+		if (call.parameter[i].failed)
+			return false;
+		values[i] = call.parameter[i].data;
+		lengths[i] = (int) call.parameter[i].length;
 	}
-	if (array.data != NULL)
-		explicit_bzero(array.data, array.size);
-	buffer_free(&array);
-	return sent;
+	return PQsendQueryPrepared(database.connection, "authorize", PARAMETERS, values, lengths,
+							   binary, 1) == 1;
 }
 
+/* A value of a result: its bytes, none where it is NULL. */
+typedef struct Value
+{
+	const char *bytes;
+	size_t length;
+} Value;
+
+static Value
+get_value(const PGresult *result, int row, int column)
+{
+	Value value = {
+		.bytes = PQgetvalue(result, row, column),
+		.length = (size_t) PQgetlength(result, row, column),
+	};
+
+	return value;
+}
+
+/* Takes a big-endian integer of so many bytes from the front of the value; 0 if it has less. */
+static int64_t
+take_integer(Value *value, size_t size)
+{
+	uint64_t integer = 0;
+
+	if (value->length < size)
+		return 0;
+	for (size_t i = 0; i < size; i++)
+		integer = integer << 8 | (unsigned char) value->bytes[i];
+	value->bytes += size;
+	value->length -= size;
+	return size == sizeof(int32_t) ? (int32_t) integer : (int64_t) integer;
+}
+
+static int
+read_int32(const PGresult *result, int row, int column)
+{
+	Value value = get_value(result, row, column);
+
+	return (int) take_integer(&value, sizeof(int32_t));
+}
+
+static void
+read_text(const PGresult *result, int row, int column, char *text, size_t size)
+{
+	Value value = get_value(result, row, column);
+
+	if (value.length >= size)
+		value.length = size - 1;
+	memcpy(text, value.bytes, value.length);
+	text[value.length] = '\0';
+}
+
+static void
+read_uuid(const PGresult *result, int row, int column, char text[37])
+{
+	static const char digits[] = "0123456789abcdef";
+	Value value = get_value(result, row, column);
+	char *end = text;
+
+	for (size_t i = 0; i < value.length && i < 16; i++)
+	{
+		unsigned char byte = (unsigned char) value.bytes[i];
+
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*end++ = '-';
+		*end++ = digits[byte >> 4];
+		*end++ = digits[byte & 15];
+	}
+	*end = '\0';
+}
+
+/* A timestamptz, in microseconds since 2000, as Unix seconds, rounded up. */
+static int64_t
+read_time(const PGresult *result, int row, int column)
+{
+	static const int64_t epoch = 946684800; /* 2000-01-01 */
+	Value value = get_value(result, row, column);
+	int64_t microseconds = take_integer(&value, sizeof(int64_t));
+
+	return epoch + microseconds / 1000000 + (microseconds % 1000000 > 0);
+}
+
+/* A text[] without NULLs, as a JSON array. */
+static void
+read_texts(const PGresult *result, int row, int column, char *json, size_t size)
+{
+	Value array = get_value(result, row, column);
+	Buffer text;
+
+	buffer_init(&text, size - 1);
+	if (take_integer(&array, 4) == 1) /* dimensions; 0: it is empty */
+	{
+		int64_t count;
+
+		take_integer(&array, 4); /* whether there are NULLs */
+		take_integer(&array, 4); /* the type of elements */
+		count = take_integer(&array, 4);
+		take_integer(&array, 4); /* lower bound */
+		while (count-- > 0)
+		{
+			char element[64] = "";
+			size_t length = (size_t) take_integer(&array, 4);
+
+			if (length >= sizeof(element) || length > array.length)
+				break;
+			memcpy(element, array.bytes, length);
+			array.bytes += length;
+			array.length -= length;
+			buffer_append(&text, text.length == 0 ? "[" : ",", 1);
+			buffer_append_json(&text, element);
+		}
+	}
+	buffer_append_string(&text, text.length == 0 ? "[]" : "]");
+	snprintf(json, size, "%s", text.failed ? "[]" : text.data);
+	buffer_free(&text);
+}
+
+/* An enum's value is its label. */
 static Verdict
-read_verdict(const char *name)
+read_verdict(const PGresult *result, int row, int column)
 {
 	static const char *const names[] = {
 		[VERDICT_OK] = "ok",
@@ -428,30 +560,15 @@ read_verdict(const char *name)
 		[VERDICT_FORBIDDEN] = "forbidden",
 		[VERDICT_RATE_LIMITED] = "rate_limited",
 	};
+	char label[16];
 
+	read_text(result, row, column, label, sizeof(label));
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 	{
-		if (strcmp(name, names[i]) == 0)
+		if (strcmp(label, names[i]) == 0)
 			return (Verdict) i;
 	}
 	return VERDICT_UNAVAILABLE;
-}
-
-static void
-read_text(const PGresult *result, int row, int column, char *text, size_t size)
-{
-	size_t length = (size_t) PQgetlength(result, row, column); /* 0 for NULL */
-
-	if (length >= size)
-		length = size - 1;
-	memcpy(text, PQgetvalue(result, row, column), length);
-	text[length] = '\0';
-}
-
-static int64_t
-read_integer(const PGresult *result, int row, int column)
-{
-	return strtoll(PQgetvalue(result, row, column), NULL, 10); /* 0 for NULL */
 }
 
 static void
@@ -460,25 +577,25 @@ read_answer(const PGresult *result, int row, Authorization *answer)
 	answer->has_limit = !PQgetisnull(result, row, COLUMN_REQUESTS_PER_MINUTE);
 	answer->has_remaining = !PQgetisnull(result, row, COLUMN_REMAINING);
 	answer->has_reset = !PQgetisnull(result, row, COLUMN_RESET);
-	answer->requests_per_minute = (int) read_integer(result, row, COLUMN_REQUESTS_PER_MINUTE);
-	answer->remaining = (int) read_integer(result, row, COLUMN_REMAINING);
-	answer->retry_after = (int) read_integer(result, row, COLUMN_RETRY_AFTER);
-	answer->reset = read_integer(result, row, COLUMN_RESET);
+	answer->requests_per_minute = read_int32(result, row, COLUMN_REQUESTS_PER_MINUTE);
+	answer->remaining = read_int32(result, row, COLUMN_REMAINING);
+	answer->retry_after = read_int32(result, row, COLUMN_RETRY_AFTER);
+	answer->reset = read_time(result, row, COLUMN_RESET);
+	read_uuid(result, row, COLUMN_KEY_ID, answer->key_id);
+	read_uuid(result, row, COLUMN_PROJECT_ID, answer->project_id);
 
 #define READ_TEXT(column, field)                                                                   \
 	read_text(result, row, column, answer->field, sizeof(answer->field))
-	READ_TEXT(COLUMN_KEY_ID, key_id);
-	READ_TEXT(COLUMN_PROJECT_ID, project_id);
 	READ_TEXT(COLUMN_PLAN, plan);
 	READ_TEXT(COLUMN_PROJECT, project);
 	READ_TEXT(COLUMN_NAME, name);
 	READ_TEXT(COLUMN_HINT, hint);
 	READ_TEXT(COLUMN_ENVIRONMENT, environment);
 	READ_TEXT(COLUMN_COUNTED_AS, counted_as);
-	READ_TEXT(COLUMN_PERMISSIONS, permissions);
 #undef READ_TEXT
+	read_texts(result, row, COLUMN_PERMISSIONS, answer->permissions, sizeof(answer->permissions));
 
-	answer->verdict = read_verdict(PQgetvalue(result, row, COLUMN_VERDICT));
+	answer->verdict = read_verdict(result, row, COLUMN_VERDICT);
 }
 
 /* Asks the database about the questions taken; leaves alone the answers that it does not give. */
@@ -501,7 +618,7 @@ make_call(int64_t deadline)
 
 	for (int row = 0; row < PQntuples(result); row++)
 	{
-		int64_t ordinal = read_integer(result, row, COLUMN_ORDINAL);
+		int ordinal = read_int32(result, row, COLUMN_ORDINAL);
 
 		if (ordinal >= 0 && ordinal < call.count)
 			read_answer(result, row, &call.answer[ordinal]);
@@ -535,7 +652,8 @@ lead(Question *self)
 		take_questions(); /* only now: some may have come while we connected */
 		if (connected)
 			make_call(self->deadline);
-		explicit_bzero(call.secrets.data, call.secrets.size);
+		explicit_bzero(call.parameter[PARAMETER_SECRETS].data,
+					   call.parameter[PARAMETER_SECRETS].size);
 	}
 
 	pthread_mutex_lock(&lock);

@@ -73,25 +73,58 @@ bool
 buffer_printf(Buffer *buffer, const char *format, ...)
 {
 	va_list arguments;
-	int length;
+	size_t room = 128; /* enough for most, which are then formatted once */
 	char *end;
 
-	va_start(arguments, format);
-	length = vsnprintf(NULL, 0, format, arguments);
-	va_end(arguments);
-
-	end = length < 0 ? NULL : buffer_reserve(buffer, (size_t) length);
-	if (end == NULL)
+	for (;;)
 	{
-		buffer->failed = true;
-		return false;
-	}
+		int length;
 
-	va_start(arguments, format);
-	vsnprintf(end, (size_t) length + 1, format, arguments);
-	va_end(arguments);
-	buffer->length += (size_t) length;
-	return true;
+		if (room > buffer->limit - buffer->length)
+			room = buffer->limit - buffer->length;
+		end = buffer_reserve(buffer, room);
+		if (end == NULL)
+			return false;
+
+		va_start(arguments, format);
+		length = vsnprintf(end, room + 1, format, arguments);
+		va_end(arguments);
+		if (length >= 0 && (size_t) length <= room)
+		{
+			buffer->length += (size_t) length;
+			return true;
+		}
+		*end = '\0';
+		if (length < 0 || (size_t) length > buffer->limit - buffer->length)
+		{
+			buffer->failed = true;
+			return false;
+		}
+		room = (size_t) length;
+	}
+}
+
+bool
+buffer_append_json(Buffer *buffer, const char *string)
+{
+	buffer_append(buffer, "\"", 1);
+	for (;;)
+	{
+		size_t plain = 0;
+
+		while ((unsigned char) string[plain] >= ' ' && string[plain] != '"' &&
+			   string[plain] != '\\')
+			plain++;
+		buffer_append(buffer, string, plain);
+		string += plain;
+		if (*string == '\0')
+			return buffer_append(buffer, "\"", 1);
+		if (*string == '"' || *string == '\\')
+			buffer_printf(buffer, "\\%c", *string);
+		else
+			buffer_printf(buffer, "\\u%04x", *string);
+		string++;
+	}
 }
 
 void

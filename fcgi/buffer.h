@@ -33,6 +33,9 @@ extern bool buffer_append_string(Buffer *buffer, const char *string);
 extern bool buffer_printf(Buffer *buffer, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 
+/* Appends the string, which is UTF-8, as one of JSON (RFC 8259, 7), in quotes. */
+extern bool buffer_append_json(Buffer *buffer, const char *string);
+
 /* Removes length bytes at the front. */
 extern void buffer_consume(Buffer *buffer, size_t length);
 

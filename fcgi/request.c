@@ -11,9 +11,13 @@
 #include "recorder.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+
+/* Bytes of a body that is made here. */
+#define BODY_MAX (1024 * 1024)
 
 typedef struct Endpoint
 {
@@ -27,61 +31,77 @@ typedef struct Endpoint
 
 /* ---- the endpoints ---- */
 
-/* Sends a JSON value as the answer; takes it over. */
 static void
-answer_json(Exchange *exchange, json_t *value)
+answer_json(Exchange *exchange, Buffer *body)
 {
-	char *text = json_dumps(value, JSON_COMPACT);
-	Buffer head;
-	Buffer body;
-
-	json_decref(value);
-	if (text == NULL)
-	{
+	if (body->failed)
 		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
-		return;
+	else
+	{
+		Buffer head;
+
+		exchange->status = 200;
+		exchange_begin_head(exchange, exchange->status, &head);
+		exchange_answer(exchange, &head, "application/json", body);
 	}
-	buffer_init(&body, SIZE_MAX / 2);
-	buffer_append_string(&body, text);
-	free(text);
-	exchange->status = 200;
-	exchange_begin_head(exchange, exchange->status, &head);
-	exchange_answer(exchange, &head, "application/json", &body);
-	buffer_free(&body);
+	buffer_free(body);
 }
 
 static void
 serve_health(Exchange *exchange)
 {
-	answer_json(exchange, json_pack("{s:s}", "status", "ok"));
+	Buffer body;
+
+	buffer_init(&body, BODY_MAX);
+	buffer_append_string(&body, "{\"status\":\"ok\"}");
+	answer_json(exchange, &body);
 }
 
-static json_t *
-integer_or_null(bool has, int64_t value)
+static void
+append_string(Buffer *body, const char *name, const char *value)
 {
-	return has ? json_integer(value) : json_null();
+	buffer_printf(body, ",\"%s\":", name);
+	buffer_append_json(body, value);
 }
 
+static void
+append_limit(Buffer *body, const char *name, bool has, int64_t value)
+{
+	if (has)
+		buffer_printf(body, "\"%s\":%" PRId64, name, value);
+	else
+		buffer_printf(body, "\"%s\":null", name);
+}
+
+/* (Written by hand: building and printing JSON values took half the time of all that we do here.) */
 static void
 serve_verify(Exchange *exchange)
 {
 	const Authorization *a = &exchange->authorization;
-	const char *environment = a->environment[0] != '\0' ? a->environment : NULL;
-	json_t *limits = json_object();
-	json_t *answer;
+	Buffer body;
 
-	json_object_set_new(limits, "requests_per_minute",
-						integer_or_null(a->has_limit, a->requests_per_minute));
-	json_object_set_new(limits, "remaining",
-						integer_or_null(a->has_limit && a->has_remaining, a->remaining));
-	json_object_set_new(limits, "reset", integer_or_null(a->has_limit && a->has_reset, a->reset));
-
-	answer = json_pack("{s:b,s:s,s:s,s:s,s:s,s:s,s:s,s:s?}", "valid", 1, "project_id",
-					   a->project_id, "project", a->project, "plan", a->plan, "key_id", a->key_id,
-					   "name", a->name, "hint", a->hint, "environment", environment);
-	json_object_set_new(answer, "permissions", json_loads(a->permissions, 0, NULL));
-	json_object_set_new(answer, "limits", limits);
-	answer_json(exchange, answer);
+	buffer_init(&body, BODY_MAX);
+	buffer_append_string(&body, "{\"valid\":true");
+	append_string(&body, "project_id", a->project_id);
+	append_string(&body, "project", a->project);
+	append_string(&body, "plan", a->plan);
+	append_string(&body, "key_id", a->key_id);
+	append_string(&body, "name", a->name);
+	append_string(&body, "hint", a->hint);
+	if (a->environment[0] != '\0')
+		append_string(&body, "environment", a->environment);
+	else
+		buffer_append_string(&body, ",\"environment\":null");
+	buffer_append_string(&body, ",\"permissions\":");
+	buffer_append_string(&body, a->permissions);
+	buffer_append_string(&body, ",\"limits\":{");
+	append_limit(&body, "requests_per_minute", a->has_limit, a->requests_per_minute);
+	buffer_append_string(&body, ",");
+	append_limit(&body, "remaining", a->has_limit && a->has_remaining, a->remaining);
+	buffer_append_string(&body, ",");
+	append_limit(&body, "reset", a->has_limit && a->has_reset, a->reset);
+	buffer_append_string(&body, "}}");
+	answer_json(exchange, &body);
 }
 
 /* Tells a web server that the request in question may pass, and whose it is. */

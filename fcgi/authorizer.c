@@ -24,6 +24,7 @@
 #include "config.h"
 #include "database.h"
 #include "log.h"
+#include "metrics.h"
 #include "routes.h"
 
 #include <arpa/inet.h>
@@ -147,6 +148,34 @@ static const char routes_sql[] =
 	" FROM regpilot.route r JOIN regpilot.upstream u ON u.name OPERATOR(pg_catalog.=) r.upstream"
 	" ORDER BY r.priority, r.id";
 
+static const char *const verdict_names[] = {
+	[VERDICT_OK] = "ok",
+	[VERDICT_INVALID] = "invalid",
+	[VERDICT_INACTIVE] = "inactive",
+	[VERDICT_EXPIRED] = "expired",
+	[VERDICT_REVOKED] = "revoked",
+	[VERDICT_FORBIDDEN] = "forbidden",
+	[VERDICT_RATE_LIMITED] = "rate_limited",
+	[VERDICT_UNAVAILABLE] = "unavailable",
+};
+
+#define VERDICTS (sizeof(verdict_names) / sizeof(verdict_names[0]))
+
+/* for /metrics */
+static const int64_t batch_bounds[] = {1, 2, 4, 8, 16, 32, 64, 0};
+static Histogram batches = {.bounds = batch_bounds, .unit = 1};
+static Histogram calls = LATENCY_HISTOGRAM;
+static Histogram waits = LATENCY_HISTOGRAM;
+static _Atomic int64_t verdicts[VERDICTS];
+static _Atomic int64_t failures;
+static _Atomic bool database_up;
+
+const char *
+verdict_name(Verdict verdict)
+{
+	return verdict_names[verdict];
+}
+
 bool
 authorizer_init(void)
 {
@@ -172,6 +201,8 @@ fail(const char *problem)
 {
 	PQfinish(database.connection);
 	database.connection = NULL;
+	database_up = false;
+	failures++;
 
 	if (database.failures == 0)
 		database.retry_at = 0;
@@ -551,21 +582,12 @@ read_texts(const PGresult *result, int row, int column, char *json, size_t size)
 static Verdict
 read_verdict(const PGresult *result, int row, int column)
 {
-	static const char *const names[] = {
-		[VERDICT_OK] = "ok",
-		[VERDICT_INVALID] = "invalid",
-		[VERDICT_INACTIVE] = "inactive",
-		[VERDICT_EXPIRED] = "expired",
-		[VERDICT_REVOKED] = "revoked",
-		[VERDICT_FORBIDDEN] = "forbidden",
-		[VERDICT_RATE_LIMITED] = "rate_limited",
-	};
 	char label[16];
 
 	read_text(result, row, column, label, sizeof(label));
-	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+	for (size_t i = 0; i < VERDICT_UNAVAILABLE; i++)
 	{
-		if (strcmp(label, names[i]) == 0)
+		if (strcmp(label, verdict_names[i]) == 0)
 			return (Verdict) i;
 	}
 	return VERDICT_UNAVAILABLE;
@@ -604,6 +626,7 @@ make_call(int64_t deadline)
 {
 	char error[DATABASE_ERROR_SIZE];
 	PGresult *result = NULL;
+	int64_t begun = clock_us();
 
 	/* A call that failed after it was sent is not repeated: it may have counted. */
 	if (send_call())
@@ -625,9 +648,12 @@ make_call(int64_t deadline)
 	}
 	PQclear(result);
 
+	histogram_observe(&batches, call.count);
+	histogram_observe(&calls, clock_us() - begun);
 	if (database.failures > 0)
-		log_line("authorizing again");
+		log_info("authorizing again");
 	database.failures = 0;
+	database_up = true;
 }
 
 /*
@@ -748,6 +774,7 @@ authorizer_ask(const char *key, size_t key_length, const char *permission, const
 		.answer = answer,
 	};
 	bool waiting = true;
+	int64_t begun = clock_us();
 
 	answer->verdict = VERDICT_UNAVAILABLE;
 	sem_init(&self.wake, 0, 0);
@@ -771,4 +798,28 @@ authorizer_ask(const char *key, size_t key_length, const char *permission, const
 		waiting = true;
 	}
 	sem_destroy(&self.wake);
+	histogram_observe(&waits, clock_us() - begun);
+	verdicts[answer->verdict]++;
+}
+
+void
+authorizer_metrics(Buffer *out)
+{
+	metrics_head(out, "regpilot_verdicts_total", "counter", "Verdicts on keys.");
+	for (size_t i = 0; i < VERDICTS; i++)
+		buffer_printf(out, "regpilot_verdicts_total{verdict=\"%s\"} %lld\n", verdict_names[i],
+					  (long long) verdicts[i]);
+	metrics_head(out, "regpilot_authorize_batch_size", "histogram",
+				 "Keys asked about in one call of the database.");
+	metrics_histogram(out, "regpilot_authorize_batch_size", "", &batches);
+	metrics_head(out, "regpilot_authorize_call_seconds", "histogram",
+				 "How long a call of the database took.");
+	metrics_histogram(out, "regpilot_authorize_call_seconds", "", &calls);
+	metrics_head(out, "regpilot_authorize_seconds", "histogram",
+				 "How long a request waited for its verdict.");
+	metrics_histogram(out, "regpilot_authorize_seconds", "", &waits);
+	metrics_single(out, "regpilot_database_up", "gauge",
+				   "Whether the last call of the database succeeded.", database_up);
+	metrics_single(out, "regpilot_database_failures_total", "counter",
+				   "Calls of the database, and connections, that failed.", failures);
 }

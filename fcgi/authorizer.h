@@ -9,6 +9,8 @@
 #ifndef REGPILOT_AUTHORIZER_H
 #define REGPILOT_AUTHORIZER_H
 
+#include "buffer.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -25,6 +27,9 @@ typedef enum Verdict
 	VERDICT_RATE_LIMITED,
 	VERDICT_UNAVAILABLE /* not judged: also what we say when the database does not answer */
 } Verdict;
+
+/* The verdict's name in SQL. */
+extern const char *verdict_name(Verdict verdict);
 
 /* Number of bytes, with the NUL, that a field of so many characters needs in UTF-8. */
 #define AUTHORIZATION_TEXT(characters) (4 * (characters) + 1)
@@ -68,5 +73,7 @@ extern void authorizer_finish(void);
  */
 extern void authorizer_ask(const char *key, size_t key_length, const char *permission,
 						   const char *environment, Authorization *answer);
+
+extern void authorizer_metrics(Buffer *out);
 
 #endif

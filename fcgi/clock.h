@@ -18,6 +18,16 @@ clock_ms(void)
 	return (int64_t) now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+/* The same in microseconds. */
+static inline int64_t
+clock_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
 /* From now until deadline (of clock_ms), as poll() wants it: never negative. */
 static inline int
 clock_remaining(int64_t deadline)

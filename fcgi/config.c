@@ -1,11 +1,12 @@
 /*
  * config.c
- *	  The settings, read from the environment once, at the start.
+ *	  The settings, read from flags and the environment once, at the start.
  */
 #include "config.h"
 #include "log.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -21,33 +22,11 @@ Config config;
 
 /* The variable's value; an empty one counts as unset. */
 static const char *
-setting(const char *name)
+variable(const char *name)
 {
 	const char *value = getenv(name);
 
 	return value != NULL && value[0] != '\0' ? value : NULL;
-}
-
-static bool
-read_number(const char *name, int minimum, int maximum, int fallback, int *number)
-{
-	const char *value = setting(name);
-	char *end;
-	long parsed;
-
-	*number = fallback;
-	if (value == NULL)
-		return true;
-
-	errno = 0;
-	parsed = strtol(value, &end, 10);
-	if (errno != 0 || *end != '\0' || parsed < minimum || parsed > maximum)
-	{
-		log_line("%s must be a number from %d to %d, not \"%s\"", name, minimum, maximum, value);
-		return false;
-	}
-	*number = (int) parsed;
-	return true;
 }
 
 static bool
@@ -121,52 +100,215 @@ malformed:
 }
 
 static bool
-read_listen(void)
+check_listen(const char *value)
 {
-	config.listen = setting("REGPILOT_LISTEN");
-	if (config.listen == NULL)
+	config.listen = value;
+	if (value == NULL)
 		return true;
-	if (strncmp(config.listen, "unix:", 5) == 0)
-		return parse_unix_address(config.listen + 5);
-	return parse_internet_address(config.listen);
+	if (strncmp(value, "unix:", 5) == 0)
+		return parse_unix_address(value + 5);
+	return parse_internet_address(value);
 }
 
 static bool
-read_paths(void)
+check_database(const char *value)
+{
+	config.database = value != NULL ? value : "";
+	return true; /* authorizer_init() looks into it */
+}
+
+static bool
+check_ca_file(const char *value)
+{
+	config.ca_file = value;
+	if (value == NULL || access(value, R_OK) == 0)
+		return true;
+	log_line("REGPILOT_CA_FILE: cannot read \"%s\": %s", value, strerror(errno));
+	return false;
+}
+
+static bool
+check_secrets_dir(const char *value)
 {
 	struct stat status;
 
-	config.ca_file = setting("REGPILOT_CA_FILE");
-	if (config.ca_file != NULL && access(config.ca_file, R_OK) != 0)
+	config.secrets_dir = value;
+	if (value == NULL || (stat(value, &status) == 0 && S_ISDIR(status.st_mode)))
+		return true;
+	log_line("REGPILOT_SECRETS_DIR: \"%s\" is not a directory", value);
+	return false;
+}
+
+static bool
+check_log_requests(const char *value)
+{
+	config.log_requests = value == NULL || strcmp(value, "on") == 0;
+	if (config.log_requests || strcmp(value, "off") == 0)
+		return true;
+	log_line("REGPILOT_LOG_REQUESTS must be on or off, not \"%s\"", value);
+	return false;
+}
+
+typedef struct Setting
+{
+	const char *name; /* of the variable */
+	const char *help; /* lines after the first are indented by config_print_help() */
+
+	/* either: takes and checks the value, NULL where none is given */
+	bool (*check)(const char *value);
+
+	/* or: a number within bounds */
+	int *number;
+	int minimum;
+	int maximum;
+	int fallback;
+} Setting;
+
+#define MINUTES 60000
+#define HOURS (60 * MINUTES)
+
+static const Setting settings[] = {
+	{"REGPILOT_LISTEN",
+	 "unix:/path, 127.0.0.1:PORT or [::1]:PORT\n"
+	 "(default: descriptor 0 is the listening socket)",
+	 .check = check_listen},
+	{"REGPILOT_DATABASE", "libpq connection string (default: the PG* variables)",
+	 .check = check_database},
+	{"REGPILOT_DATABASE_TIMEOUT", "ms to wait for a verdict", NULL, &config.database_timeout, 1,
+	 10 * MINUTES, 1500},
+	{"REGPILOT_MAX_THREADS", "connections served at once", NULL, &config.max_threads, 1, 100000,
+	 4096},
+	{"REGPILOT_MAX_STREAMS", "answers relayed at once; more are refused", NULL, &config.max_streams,
+	 1, 100000, 100000},
+	{"REGPILOT_MAX_BODY", "bytes of a request's body", NULL, &config.max_body, 1,
+	 1024 * 1024 * 1024, 10 * 1024 * 1024},
+	{"REGPILOT_CONNECT_TIMEOUT", "ms to connect to an upstream", NULL, &config.connect_timeout, 1,
+	 10 * MINUTES, 5000},
+	{"REGPILOT_UPSTREAM_TIMEOUT", "ms of silence from an upstream", NULL, &config.upstream_timeout,
+	 1, HOURS, 2 * MINUTES},
+	{"REGPILOT_MAX_DURATION", "ms that a call of an upstream may take in all", NULL,
+	 &config.max_duration, 1, 24 * HOURS, 10 * MINUTES},
+	{"REGPILOT_PING_INTERVAL", "ms of silence on a stream before a comment is sent", NULL,
+	 &config.ping_interval, 1, HOURS, 15000},
+	{"REGPILOT_SHUTDOWN_GRACE", "ms that running answers get after SIGTERM or SIGHUP", NULL,
+	 &config.shutdown_grace, 0, HOURS, 30000},
+	{"REGPILOT_LOG_REQUESTS", "on: a line of log for each request; off: none (default: on)",
+	 .check = check_log_requests},
+	{"REGPILOT_CA_FILE", "PEM file of CAs for upstreams (default: the system's)",
+	 .check = check_ca_file},
+	{"REGPILOT_SECRETS_DIR", "directory with a file for each upstream's secret",
+	 .check = check_secrets_dir},
+};
+
+#define SETTINGS (sizeof(settings) / sizeof(settings[0]))
+
+/* The setting's flag without the dashes before it: its name in lower case, words joined by '-'. */
+static void
+flag_name(const Setting *setting, char flag[32])
+{
+	const char *c = setting->name + strlen("REGPILOT_");
+
+	for (; *c != '\0'; c++)
+		*flag++ = *c == '_' ? '-' : (char) tolower(*c);
+	*flag = '\0';
+}
+
+/* Takes the flags, --name=value or --name value; false after a message. */
+static bool
+read_flags(char **argv, const char *values[SETTINGS])
+{
+	while (*++argv != NULL)
 	{
-		log_line("REGPILOT_CA_FILE: cannot read \"%s\": %s", config.ca_file, strerror(errno));
-		return false;
-	}
-	config.secrets_dir = setting("REGPILOT_SECRETS_DIR");
-	if (config.secrets_dir != NULL &&
-		(stat(config.secrets_dir, &status) != 0 || !S_ISDIR(status.st_mode)))
-	{
-		log_line("REGPILOT_SECRETS_DIR: \"%s\" is not a directory", config.secrets_dir);
-		return false;
+		size_t length = strcspn(*argv, "=");
+		size_t i;
+
+		for (i = 0; i < SETTINGS; i++)
+		{
+			char flag[32];
+
+			flag_name(&settings[i], flag);
+			if (strncmp(*argv, "--", 2) == 0 && length - 2 == strlen(flag) &&
+				strncmp(*argv + 2, flag, length - 2) == 0)
+				break;
+		}
+		if (i == SETTINGS)
+		{
+			log_line("there is no option \"%.*s\"; see --help", (int) length, *argv);
+			return false;
+		}
+		if ((*argv)[length] == '=')
+			values[i] = *argv + length + 1;
+		else if (argv[1] != NULL)
+			values[i] = *++argv;
+		else
+		{
+			log_line("option \"%s\" needs a value", *argv);
+			return false;
+		}
 	}
 	return true;
 }
 
-bool
-config_read(void)
+static bool
+read_number(const Setting *setting, const char *value)
 {
-	config.database = setting("REGPILOT_DATABASE");
-	if (config.database == NULL)
-		config.database = "";
+	char *end;
+	long parsed;
 
-	return read_listen() && read_paths() &&
-		   read_number("REGPILOT_MAX_THREADS", 1, 100000, 256, &config.max_threads) &&
-		   read_number("REGPILOT_MAX_BODY", 1, 1024 * 1024 * 1024, 10 * 1024 * 1024,
-					   &config.max_body) &&
-		   read_number("REGPILOT_DATABASE_TIMEOUT", 1, 600000, 1500, &config.database_timeout) &&
-		   read_number("REGPILOT_CONNECT_TIMEOUT", 1, 600000, 5000, &config.connect_timeout) &&
-		   read_number("REGPILOT_UPSTREAM_TIMEOUT", 1, 3600000, 120000, &config.upstream_timeout) &&
-		   read_number("REGPILOT_SHUTDOWN_GRACE", 0, 3600000, 30000, &config.shutdown_grace);
+	*setting->number = setting->fallback;
+	if (value == NULL)
+		return true;
+
+	errno = 0;
+	parsed = strtol(value, &end, 10);
+	if (errno != 0 || end == value || *end != '\0' || parsed < setting->minimum ||
+		parsed > setting->maximum)
+	{
+		log_line("%s must be a number from %d to %d, not \"%s\"", setting->name, setting->minimum,
+				 setting->maximum, value);
+		return false;
+	}
+	*setting->number = (int) parsed;
+	return true;
+}
+
+bool
+config_read(char **argv)
+{
+	const char *values[SETTINGS] = {NULL};
+
+	if (!read_flags(argv, values))
+		return false;
+	for (size_t i = 0; i < SETTINGS; i++)
+	{
+		const char *value = values[i] != NULL ? values[i] : variable(settings[i].name);
+
+		if (!(settings[i].check != NULL ? settings[i].check(value)
+										: read_number(&settings[i], value)))
+			return false;
+	}
+	return true;
+}
+
+void
+config_print_help(FILE *out)
+{
+	for (size_t i = 0; i < SETTINGS; i++)
+	{
+		const Setting *setting = &settings[i];
+		const char *line = setting->help;
+		const char *end;
+		char flag[32];
+
+		flag_name(setting, flag);
+		fprintf(out, "  --%-20s %-26s ", flag, setting->name);
+		for (; (end = strchr(line, '\n')) != NULL; line = end + 1)
+			fprintf(out, "%.*s\n%52s", (int) (end - line), line, "");
+		if (setting->check == NULL)
+			fprintf(out, "%s (%d)\n", line, setting->fallback);
+		else
+			fprintf(out, "%s\n", line);
+	}
 }
 
 /* Reads a small file, without the newlines at its end. */
@@ -210,7 +352,7 @@ config_secret(const char *name, char secret[SECRET_SIZE])
 		return false;
 	}
 
-	value = setting(name);
+	value = variable(name);
 	if (value != NULL)
 	{
 		if (strlen(value) >= SECRET_SIZE)

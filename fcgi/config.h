@@ -1,35 +1,49 @@
 /*
  * config.h
- *	  The settings, read from the environment once, at the start.
+ *	  The settings, read from flags and the environment once, at the start.
+ *
+ * A setting REGPILOT_MAX_BODY is also the flag --max-body, which wins. Neither
+ * holds a provider's secret: see config_secret().
  */
 #ifndef REGPILOT_CONFIG_H
 #define REGPILOT_CONFIG_H
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <sys/socket.h>
 
 typedef struct Config
 {
-	const char *listen;				 /* REGPILOT_LISTEN; NULL: descriptor 0 is the socket */
+	const char *listen;				 /* NULL: descriptor 0 is the socket */
 	struct sockaddr_storage address; /* what it means */
 	socklen_t address_length;
 	const char *database;	 /* libpq conninfo */
 	int max_threads;		 /* connections served at once */
+	int max_streams;		 /* answers relayed at once */
 	int max_body;			 /* bytes */
 	int database_timeout;	 /* ms */
 	int connect_timeout;	 /* ms */
 	int upstream_timeout;	 /* ms of silence */
+	int max_duration;		 /* ms of a whole call of an upstream */
+	int ping_interval;		 /* ms of silence on a stream, between pings to the client */
 	int shutdown_grace;		 /* ms */
+	bool log_requests;		 /* a line for each */
 	const char *ca_file;	 /* NULL: the system's */
 	const char *secrets_dir; /* NULL: none */
 } Config;
 
-/* Does not change once config_read has returned. */
+/* Does not change once server_init, which bounds max_threads, has returned. */
 extern Config config;
 
-/* False, after a message, when a value is bad. */
-extern bool config_read(void) __attribute__((warn_unused_result));
+/*
+ * Reads the environment and the flags behind argv[0]. False, after a message,
+ * when a value is bad or a flag unknown. Strings stay where they are.
+ */
+extern bool config_read(char **argv) __attribute__((warn_unused_result));
+
+/* Prints a line or two for each setting, for --help. */
+extern void config_print_help(FILE *out);
 
 /* Bytes that the credential for an upstream may have, with a NUL. */
 #define SECRET_SIZE 4096

@@ -27,6 +27,7 @@ typedef struct Exchange
 	Relay *relay; /* the thread's */
 	int client;	  /* readable once the client has gone; -1: not to be watched */
 	char id[33];  /* x-request-id */
+	bool asked;	  /* authorization has a verdict */
 	bool judged;  /* authorization is valid, of a key that is good or has used up its limit */
 	Authorization authorization;
 	const char *allow; /* the method that the address takes, for a 405 */

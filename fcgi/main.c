@@ -10,30 +10,55 @@
 #include "relay.h"
 #include "server.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define EXIT_BAD_SETTING 2
 
-static const char help[] =
-	"regpilot-fcgi: checks API keys in PostgreSQL and relays to LLM providers, for a web server.\n"
-	"\n"
-	"Usage: regpilot-fcgi [--help | --version]\n"
-	"\n"
-	"Settings, all from the environment:\n"
-	"  REGPILOT_LISTEN            unix:/path, 127.0.0.1:PORT or [::1]:PORT\n"
-	"                             (default: descriptor 0 is the listening socket)\n"
-	"  REGPILOT_DATABASE          libpq connection string (default: the PG* variables)\n"
-	"  REGPILOT_MAX_THREADS       connections served at once (256)\n"
-	"  REGPILOT_MAX_BODY          bytes of a request's body (10485760)\n"
-	"  REGPILOT_DATABASE_TIMEOUT  ms to wait for a verdict (1500)\n"
-	"  REGPILOT_CONNECT_TIMEOUT   ms to connect to an upstream (5000)\n"
-	"  REGPILOT_UPSTREAM_TIMEOUT  ms of silence from an upstream (120000)\n"
-	"  REGPILOT_SHUTDOWN_GRACE    ms that running answers get after SIGTERM (30000)\n"
-	"  REGPILOT_CA_FILE           PEM file of CAs for upstreams (default: the system's)\n"
-	"  REGPILOT_SECRETS_DIR       directory with a file for each upstream's secret\n";
+static void
+print_help(void)
+{
+	fputs("regpilot-fcgi: checks API keys in PostgreSQL and relays to LLM providers, for a web\n"
+		  "server that speaks FastCGI.\n"
+		  "\n"
+		  "Usage: regpilot-fcgi [--SETTING=VALUE ...] | --help | --version\n"
+		  "\n"
+		  "Settings, as flags or, where there is no flag, from the environment:\n",
+		  stdout);
+	config_print_help(stdout);
+	fputs(
+		"\n"
+		"A flag can be seen by other users of the machine: a password for the database belongs\n"
+		"into a file (PGPASSFILE). What an upstream's secret_name stands for is looked up in the\n"
+		"environment, then as a file in the directory for secrets.\n"
+		"\n"
+		"Logs go to standard error, a JSON object a line. SIGTERM and SIGINT end the process\n"
+		"once running answers are complete; SIGHUP does so when a new process, with the program\n"
+		"and the files as they are now, serves on the same socket.\n",
+		stdout);
+}
+
+/*
+ * Keys and secrets are in our memory, which no core file may hold: neither one that
+ * the kernel writes (the limit) nor one that it pipes to a program (the filter; see
+ * core(5)).
+ */
+static void
+forbid_cores(void)
+{
+	static const struct rlimit none = {0, 0};
+	int filter = open("/proc/self/coredump_filter", O_WRONLY | O_CLOEXEC);
+
+	if (setrlimit(RLIMIT_CORE, &none) != 0 || filter < 0 || write(filter, "0", 1) != 1)
+		log_line("could not forbid core files: %s", strerror(errno));
+	if (filter >= 0)
+		close(filter);
+}
 
 int
 main(int argc, char **argv)
@@ -43,7 +68,7 @@ main(int argc, char **argv)
 
 	if (argc == 2 && strcmp(argv[1], "--help") == 0)
 	{
-		fputs(help, stdout);
+		print_help();
 		return EXIT_SUCCESS;
 	}
 	if (argc == 2 && strcmp(argv[1], "--version") == 0)
@@ -51,23 +76,23 @@ main(int argc, char **argv)
 		puts("regpilot-fcgi " REGPILOT_VERSION);
 		return EXIT_SUCCESS;
 	}
-	if (argc > 1)
-	{
-		fputs(help, stderr);
-		return EXIT_BAD_SETTING;
-	}
 
-	if (!config_read() || !authorizer_init())
+	if (!config_read(argv) || !authorizer_init())
 		return EXIT_BAD_SETTING;
-	if (!server_init() || !relay_init())
+	forbid_cores();
+	if (!server_init() || !log_start() || !relay_init())
 		return EXIT_FAILURE;
 	listener = listener_open();
 	if (listener < 0 || !recorder_start())
+	{
+		log_stop();
 		return EXIT_FAILURE;
-	log_line("listening on %s", config.listen != NULL ? config.listen : "descriptor 0");
+	}
+	log_info("listening on %s", config.listen != NULL ? config.listen : "descriptor 0");
 
 	idle = server_run(listener);
 	recorder_stop();
+	log_stop();
 	if (!idle)
 		_exit(EXIT_SUCCESS); /* threads still run: leave what they use alone */
 	authorizer_finish();

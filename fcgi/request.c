@@ -4,11 +4,14 @@
  */
 #include "request.h"
 #include "clock.h"
+#include "config.h"
 #include "credentials.h"
 #include "exchange.h"
 #include "gateway.h"
 #include "log.h"
+#include "metrics.h"
 #include "recorder.h"
+#include "server.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -55,6 +58,49 @@ serve_health(Exchange *exchange)
 	buffer_init(&body, BODY_MAX);
 	buffer_append_string(&body, "{\"status\":\"ok\"}");
 	answer_json(exchange, &body);
+}
+
+/* Asks about a key that nobody has: so all that a verdict needs is seen to work. */
+static void
+serve_ready(Exchange *exchange)
+{
+	static const char nobody[] = "readyz";
+	Buffer body;
+
+	authorizer_ask(nobody, sizeof(nobody) - 1, NULL, NULL, &exchange->authorization);
+	if (exchange->authorization.verdict == VERDICT_UNAVAILABLE)
+	{
+		exchange_refuse(exchange, REFUSAL_DATABASE_UNAVAILABLE);
+		return;
+	}
+	buffer_init(&body, BODY_MAX);
+	buffer_append_string(&body, "{\"status\":\"ready\"}");
+	answer_json(exchange, &body);
+}
+
+static void request_metrics(Buffer *out);
+
+static void
+serve_metrics(Exchange *exchange)
+{
+	Buffer head;
+	Buffer body;
+
+	buffer_init(&body, BODY_MAX);
+	request_metrics(&body);
+	authorizer_metrics(&body);
+	server_metrics(&body);
+	metrics_single(&body, "regpilot_log_lines_lost_total", "counter",
+				   "Lines of log that could not be written.", log_lost());
+	if (body.failed)
+		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
+	else
+	{
+		exchange->status = 200;
+		exchange_begin_head(exchange, exchange->status, &head);
+		exchange_answer(exchange, &head, "text/plain; version=0.0.4; charset=utf-8", &body);
+	}
+	buffer_free(&body);
 }
 
 static void
@@ -135,6 +181,8 @@ serve_chat_completions(Exchange *exchange)
 
 static const Endpoint endpoints[] = {
 	{.path = "/healthz", .method = "GET", .open = true, .serve = serve_health},
+	{.path = "/readyz", .method = "GET", .open = true, .serve = serve_ready},
+	{.path = "/metrics", .method = "GET", .open = true, .serve = serve_metrics},
 	{.path = "/auth", .guard = true, .serve = serve_auth},
 	{.path = "/api/auth/verify", .method = "GET", .serve = serve_verify},
 	{.path = "/api/ai/chat", .method = "POST", .permission = "gateway:write", .serve = serve_chat},
@@ -143,6 +191,70 @@ static const Endpoint endpoints[] = {
 	 .permission = "gateway:write",
 	 .serve = serve_chat_completions},
 };
+
+#define ENDPOINTS (sizeof(endpoints) / sizeof(endpoints[0]))
+
+/* ---- what is counted ---- */
+
+/* by endpoint, the last for addresses where there is none, and status */
+static _Atomic int64_t answers[ENDPOINTS + 1][600];
+static Histogram durations = LATENCY_HISTOGRAM;
+static Histogram first_bytes = LATENCY_HISTOGRAM;
+
+static void
+request_metrics(Buffer *out)
+{
+	metrics_head(out, "regpilot_requests_total", "counter",
+				 "Requests, by address and status; 499: the client went away.");
+	for (size_t i = 0; i <= ENDPOINTS; i++)
+	{
+		for (int status = 0; status < 600; status++)
+		{
+			if (answers[i][status] > 0)
+				buffer_printf(out, "regpilot_requests_total{path=\"%s\",status=\"%d\"} %lld\n",
+							  i < ENDPOINTS ? endpoints[i].path : "other", status,
+							  (long long) answers[i][status]);
+		}
+	}
+	metrics_head(out, "regpilot_request_seconds", "histogram",
+				 "From a request's parameters to the end of its answer.");
+	metrics_histogram(out, "regpilot_request_seconds", "", &durations);
+	metrics_head(out, "regpilot_first_byte_seconds", "histogram",
+				 "From the parameters of a relayed request to the first byte of its answer.");
+	metrics_histogram(out, "regpilot_first_byte_seconds", "", &first_bytes);
+}
+
+/* Names come from tables; none of it is what a client sent, but the method if it is one that we serve. */
+static void
+log_request(const Exchange *exchange, const Endpoint *endpoint)
+{
+	const Authorization *a = &exchange->authorization;
+	Buffer line;
+
+	log_begin(&line, exchange->status >= 500 ? "error" : "info");
+	buffer_printf(&line, ",\"event\":\"request\",\"request_id\":\"%s\",\"path\":\"%s\"",
+				  exchange->id, endpoint != NULL ? endpoint->path : "other");
+	buffer_printf(&line, ",\"status\":%d,\"latency_ms\":%" PRId64, exchange->status,
+				  clock_ms() - exchange->started);
+	if (exchange->first_byte != 0)
+		buffer_printf(&line, ",\"first_byte_ms\":%" PRId64,
+					  exchange->first_byte - exchange->started);
+	if (exchange->asked)
+		buffer_printf(&line, ",\"verdict\":\"%s\"", verdict_name(a->verdict));
+	if (exchange->judged)
+		buffer_printf(&line, ",\"key_id\":\"%s\",\"project_id\":\"%s\",\"environment\":\"%s\"",
+					  a->key_id, a->project_id, a->counted_as);
+	if (exchange->model_path != NULL)
+	{
+		buffer_append_string(&line, ",\"model\":");
+		buffer_append_json(&line, exchange->model_path);
+		buffer_printf(&line,
+					  ",\"stream\":%s,\"prompt_tokens\":%" PRId64 ",\"completion_tokens\":%" PRId64,
+					  exchange->streaming ? "true" : "false", exchange->usage.prompt_tokens,
+					  exchange->usage.completion_tokens);
+	}
+	log_end(&line);
+}
 
 /* ---- the way to an endpoint ---- */
 
@@ -153,7 +265,7 @@ find_endpoint(const Exchange *exchange)
 	const char *uri = exchange_param(exchange, "REQUEST_URI");
 	size_t length = uri != NULL ? strcspn(uri, "?") : 0;
 
-	for (size_t i = 0; i < sizeof(endpoints) / sizeof(endpoints[0]); i++)
+	for (size_t i = 0; i < ENDPOINTS; i++)
 	{
 		if (length == strlen(endpoints[i].path) && strncmp(uri, endpoints[i].path, length) == 0)
 			return &endpoints[i];
@@ -231,6 +343,7 @@ authorize(Exchange *exchange, const Endpoint *endpoint)
 	if (!credentials_find(values, &credential))
 		return REFUSAL_MISSING_KEY;
 
+	exchange->asked = true;
 	authorizer_ask(credential.key, credential.length, permission, find_environment(exchange),
 				   &exchange->authorization);
 	switch (exchange->authorization.verdict)
@@ -295,10 +408,9 @@ make_id(char id[33])
 }
 
 static void
-serve(Exchange *exchange)
+serve(Exchange *exchange, const Endpoint *endpoint)
 {
 	const char *method = exchange_param(exchange, "REQUEST_METHOD");
-	const Endpoint *endpoint = find_endpoint(exchange);
 	Refusal refusal = REFUSAL_NONE;
 
 	if (endpoint == NULL)
@@ -323,11 +435,21 @@ serve(Exchange *exchange)
 bool
 request_serve(FCGX_Request *fcgi, int client, Relay *relay)
 {
-	Exchange exchange = {.fcgi = fcgi, .relay = relay, .client = client, .started = clock_ms()};
+	int64_t begun = clock_us();
+	Exchange exchange = {.fcgi = fcgi, .relay = relay, .client = client, .started = begun / 1000};
+	const Endpoint *endpoint = find_endpoint(&exchange);
 
 	if (!make_id(exchange.id))
 		log_line("getrandom: %s", strerror(errno));
-	serve(&exchange);
+	serve(&exchange, endpoint);
+
+	histogram_observe(&durations, clock_us() - begun);
+	if (exchange.model_path != NULL && exchange.first_byte != 0)
+		histogram_observe(&first_bytes, (exchange.first_byte - exchange.started) * 1000);
+	answers[endpoint != NULL ? endpoint - endpoints : (ptrdiff_t) ENDPOINTS][exchange.status]++;
+	/* Successful probes, which come every few seconds, would only hide the rest. */
+	if (config.log_requests && !(exchange.status == 200 && endpoint->open))
+		log_request(&exchange, endpoint);
 	if (exchange.judged && exchange.authorization.verdict == VERDICT_OK)
 		record_outcome(&exchange);
 	free(exchange.model);

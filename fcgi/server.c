@@ -39,6 +39,7 @@
 #include "clock.h"
 #include "config.h"
 #include "log.h"
+#include "metrics.h"
 #include "relay.h"
 #include "request.h"
 
@@ -64,7 +65,7 @@
  * it; pages that are never touched cost nothing.
  */
 #define STACK_SIZE (1024 * 1024)
-/* Descriptors of a busy worker: two of its connection, three of its relay, one in reserve. */
+/* Descriptors that a worker may need: two of its connection, three of its relay, one in reserve. */
 #define DESCRIPTORS_EACH 6
 /* Seconds that a kept connection may be silent: more than a web server keeps one (nginx: 60). */
 #define RECEIVE_TIMEOUT 120
@@ -149,9 +150,12 @@ server_init(void)
 		files.rlim_cur = files.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &files);
 		if (files.rlim_max / DESCRIPTORS_EACH < (rlim_t) config.max_threads)
-			log_line("%d threads (REGPILOT_MAX_THREADS) may need more than the %llu files that this"
-					 " process may open",
-					 config.max_threads, (unsigned long long) files.rlim_max);
+		{
+			config.max_threads = (int) (files.rlim_max / DESCRIPTORS_EACH);
+			log_info(
+				"serving at most %d connections at once, since this process may open %llu files",
+				config.max_threads, (unsigned long long) files.rlim_max);
+		}
 	}
 
 	sigemptyset(&ending);
@@ -345,6 +349,43 @@ failed:
 		relay_free(worker->relay);
 	free(worker);
 	return NULL;
+}
+
+void
+server_metrics(Buffer *out)
+{
+	int serving = 0;
+	int waiting = 0;
+	int idle = 0;
+	Worker *worker;
+
+	pthread_mutex_lock(&lock);
+	LIST_FOREACH(worker, &server.all, all)
+	{
+		switch (worker->state)
+		{
+			case WORKER_IDLE:
+				idle++;
+				break;
+			case WORKER_WAITING:
+				waiting++;
+				break;
+			case WORKER_SERVING:
+				serving++;
+				break;
+		}
+	}
+	pthread_mutex_unlock(&lock);
+
+	metrics_head(out, "regpilot_threads", "gauge",
+				 "Threads that serve a request, wait for one on a connection, or have none.");
+	buffer_printf(out,
+				  "regpilot_threads{state=\"serving\"} %d\n"
+				  "regpilot_threads{state=\"waiting\"} %d\n"
+				  "regpilot_threads{state=\"idle\"} %d\n",
+				  serving, waiting, idle);
+	metrics_single(out, "regpilot_threads_max", "gauge", "Threads that there may be.",
+				   config.max_threads);
 }
 
 /* ---- the main thread ---- */

@@ -5,6 +5,8 @@
 #ifndef REGPILOT_SERVER_H
 #define REGPILOT_SERVER_H
 
+#include "buffer.h"
+
 #include <stdbool.h>
 
 /*
@@ -18,5 +20,7 @@ extern bool server_init(void) __attribute__((warn_unused_result));
  * or config.shutdown_grace is over. False when threads are still busy then.
  */
 extern bool server_run(int listener);
+
+extern void server_metrics(Buffer *out);
 
 #endif

@@ -43,8 +43,8 @@ check_messages(const json_t *messages)
 }
 
 /* A name travels in a header and to the database: no control characters, and no endless one. */
-static bool
-is_model_name(const json_t *value)
+bool
+chat_is_model_name(const json_t *value)
 {
 	const char *name = json_string_value(value);
 	size_t length = json_string_length(value);
@@ -92,7 +92,7 @@ check(Chat *chat, bool stream_default)
 		!(json_is_number(temperature) && json_number_value(temperature) >= 0 &&
 		  json_number_value(temperature) <= 2))
 		return REFUSAL_INVALID_TEMPERATURE;
-	if (model != NULL && !is_model_name(model))
+	if (model != NULL && !chat_is_model_name(model))
 		return REFUSAL_INVALID_MODEL;
 	if (stream != NULL && !json_is_boolean(stream))
 		return REFUSAL_INVALID_STREAM;

@@ -29,6 +29,9 @@ typedef struct Usage
 	int64_t completion_tokens;
 } Usage;
 
+/* Whether the value is a string that can name a model. */
+extern bool chat_is_model_name(const json_t *value);
+
 /*
  * Reads and checks a request's body. Gives REFUSAL_NONE, and then the caller
  * calls chat_free, or says what is wrong with it.

@@ -147,6 +147,28 @@ exchange_answer(Exchange *exchange, Buffer *head, const char *type, const Buffer
 }
 
 void
+exchange_answer_json(Exchange *exchange, json_t *value)
+{
+	char *text = json_dumps(value, JSON_COMPACT);
+	Buffer head;
+	Buffer body;
+
+	json_decref(value);
+	if (text == NULL)
+	{
+		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
+		return;
+	}
+	buffer_init(&body, SIZE_MAX / 2);
+	buffer_append_string(&body, text);
+	free(text);
+	exchange->status = 200;
+	exchange_begin_head(exchange, exchange->status, &head);
+	exchange_answer(exchange, &head, "application/json", &body);
+	buffer_free(&body);
+}
+
+void
 exchange_refuse(Exchange *exchange, Refusal refusal)
 {
 	RefusalDetail detail = {

@@ -179,3 +179,100 @@ gateway_chat(Exchange *exchange, bool stream_default)
 	routes_release(routes);
 	chat_free(&chat);
 }
+
+/* ---- the models ---- */
+
+/* OpenAI's "model" object; created is not known of a route. */
+static json_t *
+model_json(const char *id, const Route *route)
+{
+	return json_pack("{s:s,s:s,s:i,s:s}", "id", id, "object", "model", "created", 0, "owned_by",
+					 route->upstream);
+}
+
+void
+gateway_models(Exchange *exchange)
+{
+	Routes *routes = routes_acquire();
+	json_t *seen = json_object();
+	json_t *data = json_array();
+
+	for (size_t i = 0; i < routes->count; i++)
+	{
+		const Route *route = &routes->route[i];
+
+		/* "*" stands for names; it is none. */
+		if (route->alias == NULL || strcmp(route->alias, "*") == 0 ||
+			json_object_get(seen, route->alias) != NULL)
+			continue;
+		json_object_set_new(seen, route->alias, json_true());
+		json_array_append_new(data, model_json(route->alias, route));
+	}
+	routes_release(routes);
+	json_decref(seen);
+	exchange_answer_json(exchange, json_pack("{s:s,s:o}", "object", "list", "data", data));
+}
+
+/* The value of a hexadecimal digit, or -1. */
+static int
+hex_value(char c)
+{
+	static const char digits[] = "0123456789abcdef";
+	const char *digit = c != '\0' ? strchr(digits, c >= 'A' && c <= 'F' ? c + 'a' - 'A' : c) : NULL;
+
+	return digit != NULL ? (int) (digit - digits) : -1;
+}
+
+/* The path's rest with its percent-encoding (RFC 3986, 2.1) undone; NULL: it is no model's name. */
+static json_t *
+decode_name(const char *text, size_t length)
+{
+	Buffer name;
+	json_t *value = NULL;
+
+	buffer_init(&name, 4 * CHAT_MODEL_MAX);
+	for (size_t i = 0; i < length; i++)
+	{
+		char c = text[i];
+
+		if (c == '%')
+		{
+			int high = hex_value(text[i + 1]); /* a NUL at the latest ends both */
+			int low = high >= 0 ? hex_value(text[i + 2]) : -1;
+
+			if (low < 0)
+				goto done;
+			c = (char) (high << 4 | low);
+			i += 2;
+		}
+		buffer_append(&name, &c, 1);
+	}
+	if (!name.failed && name.length > 0)
+		value = json_stringn(name.data, name.length); /* NULL: not UTF-8 */
+	if (!chat_is_model_name(value))
+	{
+		json_decref(value);
+		value = NULL;
+	}
+
+done:
+	buffer_free(&name);
+	return value;
+}
+
+void
+gateway_model(Exchange *exchange)
+{
+	static const char path[] = "/v1/models/";
+	const char *id = exchange_param(exchange, "REQUEST_URI") + sizeof(path) - 1;
+	json_t *name = decode_name(id, strcspn(id, "?"));
+	const Route *route[ROUTES_TRIED_MAX];
+	Routes *routes = routes_acquire();
+
+	if (name != NULL && routes_match(routes, json_string_value(name), NULL, route) > 0)
+		exchange_answer_json(exchange, model_json(json_string_value(name), route[0]));
+	else
+		exchange_refuse(exchange, REFUSAL_MODEL_NOT_FOUND);
+	routes_release(routes);
+	json_decref(name);
+}

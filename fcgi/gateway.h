@@ -10,4 +10,8 @@
 /* Answers an authorised chat request. stream_default: where the body does not say. */
 extern void gateway_chat(Exchange *exchange, bool stream_default);
 
+/* GET /v1/models and GET /v1/models/{id}: the names that a client can ask for. */
+extern void gateway_models(Exchange *exchange);
+extern void gateway_model(Exchange *exchange);
+
 #endif

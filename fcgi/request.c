@@ -24,7 +24,7 @@
 
 typedef struct Endpoint
 {
-	const char *path;
+	const char *path;		/* one that ends in "/" stands for all that is below it */
 	const char *method;		/* NULL: any */
 	bool open;				/* needs no key */
 	bool guard;				/* /auth: the key is for something else than us */
@@ -35,29 +35,9 @@ typedef struct Endpoint
 /* ---- the endpoints ---- */
 
 static void
-answer_json(Exchange *exchange, Buffer *body)
-{
-	if (body->failed)
-		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
-	else
-	{
-		Buffer head;
-
-		exchange->status = 200;
-		exchange_begin_head(exchange, exchange->status, &head);
-		exchange_answer(exchange, &head, "application/json", body);
-	}
-	buffer_free(body);
-}
-
-static void
 serve_health(Exchange *exchange)
 {
-	Buffer body;
-
-	buffer_init(&body, BODY_MAX);
-	buffer_append_string(&body, "{\"status\":\"ok\"}");
-	answer_json(exchange, &body);
+	exchange_answer_json(exchange, json_pack("{s:s}", "status", "ok"));
 }
 
 /* Asks about a key that nobody has: so all that a verdict needs is seen to work. */
@@ -65,17 +45,12 @@ static void
 serve_ready(Exchange *exchange)
 {
 	static const char nobody[] = "readyz";
-	Buffer body;
 
 	authorizer_ask(nobody, sizeof(nobody) - 1, NULL, NULL, &exchange->authorization);
 	if (exchange->authorization.verdict == VERDICT_UNAVAILABLE)
-	{
 		exchange_refuse(exchange, REFUSAL_DATABASE_UNAVAILABLE);
-		return;
-	}
-	buffer_init(&body, BODY_MAX);
-	buffer_append_string(&body, "{\"status\":\"ready\"}");
-	answer_json(exchange, &body);
+	else
+		exchange_answer_json(exchange, json_pack("{s:s}", "status", "ready"));
 }
 
 static void request_metrics(Buffer *out);
@@ -124,6 +99,7 @@ static void
 serve_verify(Exchange *exchange)
 {
 	const Authorization *a = &exchange->authorization;
+	Buffer head;
 	Buffer body;
 
 	buffer_init(&body, BODY_MAX);
@@ -147,7 +123,15 @@ serve_verify(Exchange *exchange)
 	buffer_append_string(&body, ",");
 	append_limit(&body, "reset", a->has_limit && a->has_reset, a->reset);
 	buffer_append_string(&body, "}}");
-	answer_json(exchange, &body);
+	if (body.failed)
+		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
+	else
+	{
+		exchange->status = 200;
+		exchange_begin_head(exchange, exchange->status, &head);
+		exchange_answer(exchange, &head, "application/json", &body);
+	}
+	buffer_free(&body);
 }
 
 /* Tells a web server that the request in question may pass, and whose it is. */
@@ -190,6 +174,8 @@ static const Endpoint endpoints[] = {
 	 .method = "POST",
 	 .permission = "gateway:write",
 	 .serve = serve_chat_completions},
+	{.path = "/v1/models", .method = "GET", .permission = "gateway:read", .serve = gateway_models},
+	{.path = "/v1/models/", .method = "GET", .permission = "gateway:read", .serve = gateway_model},
 };
 
 #define ENDPOINTS (sizeof(endpoints) / sizeof(endpoints[0]))
@@ -267,7 +253,11 @@ find_endpoint(const Exchange *exchange)
 
 	for (size_t i = 0; i < ENDPOINTS; i++)
 	{
-		if (length == strlen(endpoints[i].path) && strncmp(uri, endpoints[i].path, length) == 0)
+		const char *path = endpoints[i].path;
+		size_t shared = strlen(path);
+
+		if (length >= shared && strncmp(uri, path, shared) == 0 &&
+			(length == shared || path[shared - 1] == '/'))
 			return &endpoints[i];
 	}
 	return NULL;

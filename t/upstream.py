@@ -8,10 +8,12 @@ short. With CERT and KEY it speaks HTTPS. What it does is chosen by the model
 that is asked for; see MODELS.
 """
 
+import base64
 import json
 import os
 import select
 import ssl
+import struct
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,6 +76,8 @@ class Handler(BaseHTTPRequestHandler):
             "model": self.model,
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
         }
+        if self.asked_for_usage():
+            chunk["usage"] = None
         if usage:
             chunk.update(choices=[], usage=usage)
         self.send_data("data: %s\n\n" % json.dumps(chunk))
@@ -84,11 +88,17 @@ class Handler(BaseHTTPRequestHandler):
         for word in words:
             self.wait(delay)
             self.send_chunk({"content": word + " "})
-        self.send_chunk({}, finish="stop")
-        if (self.body.get("stream_options") or {}).get("include_usage"):
-            self.send_chunk({}, usage=self.usage(len(words)))
+        self.end_stream("stop", len(words))
+
+    def end_stream(self, finish, completion):
+        self.send_chunk({}, finish=finish)
+        if self.asked_for_usage():
+            self.send_chunk({}, usage=self.usage(completion))
         self.send_data("data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
+
+    def asked_for_usage(self):
+        return (self.body.get("stream_options") or {}).get("include_usage")
 
     def usage(self, completion):
         return {"prompt_tokens": 7, "completion_tokens": completion, "total_tokens": 7 + completion}
@@ -98,6 +108,9 @@ class Handler(BaseHTTPRequestHandler):
     def ok(self):
         if self.body.get("stream"):
             return self.stream(WORDS, 0.3)
+        self.answer_message({"content": " ".join(WORDS)}, "stop")
+
+    def answer_message(self, message, finish):
         self.answer(200, {
             "id": "chatcmpl-test",
             "object": "chat.completion",
@@ -105,11 +118,46 @@ class Handler(BaseHTTPRequestHandler):
             "model": self.model,
             "choices": [{
                 "index": 0,
-                "message": {"role": "assistant", "content": " ".join(WORDS)},
-                "finish_reason": "stop",
+                "message": {"role": "assistant", **message},
+                "finish_reason": finish,
             }],
             "usage": self.usage(len(WORDS)),
         })
+
+    def tools(self):
+        """Calls the first tool it is offered; told what came of that, repeats it."""
+        last = self.body["messages"][-1]
+        if last["role"] == "tool":
+            if self.body.get("stream"):
+                return self.stream(last["content"].split(), 0)
+            return self.answer_message({"content": last["content"]}, "stop")
+
+        name = self.body["tools"][0]["function"]["name"]
+        arguments = '{"city": "K\u00f6ln"}'
+
+        def call(arguments):
+            return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+        if not self.body.get("stream"):
+            return self.answer_message({"content": None, "tool_calls": [call(arguments)]}, "tool_calls")
+        self.start_stream()
+        self.send_chunk({"role": "assistant", "content": None, "tool_calls": [{"index": 0, **call("")}]})
+        for piece in arguments[:5], arguments[5:]:
+            self.send_chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+        self.end_stream("tool_calls", len(WORDS))
+
+    def embed(self):
+        """Each input's vector begins with its length; all others are the same."""
+        inputs = self.body["input"]
+        inputs = inputs if isinstance(inputs, list) else [inputs]
+        data = []
+        for index, text in enumerate(inputs):
+            vector = ([len(text), 0.25, -1.5, 1e-3] * 256)[:self.body.get("dimensions", 4)]
+            if self.body.get("encoding_format") == "base64":
+                vector = base64.b64encode(struct.pack("<%df" % len(vector), *vector)).decode()
+            data.append({"object": "embedding", "index": index, "embedding": vector})
+        self.answer(200, {"object": "list", "model": self.model, "data": data,
+                          "usage": {"prompt_tokens": 3 * len(inputs), "total_tokens": 3 * len(inputs)}})
 
     def slow(self):
         self.wait(1.5)
@@ -180,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
         "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "garbage": garbage,
         "not-an-object": not_an_object, "error-500": error_500, "error-429": error_429,
         "error-400": error_400, "secret-400": secret_400, "secret-401": secret_401,
-        "redirect": redirect, "absurd-usage": absurd_usage,
+        "redirect": redirect, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
     }
 
     def do_POST(self):

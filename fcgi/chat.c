@@ -1,14 +1,13 @@
 /*
  * chat.c
- *	  What the gateway reads in, and changes in, bodies of the OpenAI chat format.
+ *	  What the gateway reads in, and changes in, bodies of OpenAI's formats.
  */
 #include "chat.h"
 
 #include <string.h>
 
-/* The member, or NULL where it is absent or null: clients write both for "not given". */
-static json_t *
-member(const json_t *object, const char *name)
+json_t *
+chat_member(const json_t *object, const char *name)
 {
 	json_t *value = json_object_get(object, name);
 
@@ -27,13 +26,14 @@ check_messages(const json_t *messages)
 
 	json_array_foreach(messages, index, message)
 	{
-		const json_t *content = member(message, "content");
+		const json_t *content = chat_member(message, "content");
 
-		if (json_string_length(member(message, "role")) == 0)
+		if (json_string_length(chat_member(message, "role")) == 0)
 			return REFUSAL_INVALID_MESSAGE_FORMAT;
 		if (content == NULL)
 		{
-			if (member(message, "tool_calls") == NULL && member(message, "function_call") == NULL)
+			if (chat_member(message, "tool_calls") == NULL &&
+				chat_member(message, "function_call") == NULL)
 				return REFUSAL_INVALID_MESSAGE_FORMAT;
 		}
 		else if (!json_is_string(content) && !json_is_array(content))
@@ -75,31 +75,73 @@ is_quality(const json_t *value)
 	return false;
 }
 
+/* Checks what decides the way that a request takes. */
 static Refusal
-check(Chat *chat, bool stream_default)
+check_way(Chat *chat)
 {
-	const json_t *quality = member(chat->body, "quality");
-	const json_t *temperature = member(chat->body, "temperature");
-	const json_t *model = member(chat->body, "model");
-	const json_t *stream = member(chat->body, "stream");
-	Refusal refusal = check_messages(member(chat->body, "messages"));
+	const json_t *quality = chat_member(chat->body, "quality");
+	const json_t *model = chat_member(chat->body, "model");
 
-	if (refusal != REFUSAL_NONE)
-		return refusal;
 	if (quality != NULL && !is_quality(quality))
 		return REFUSAL_INVALID_QUALITY;
+	if (model != NULL && !chat_is_model_name(model))
+		return REFUSAL_INVALID_MODEL;
+	chat->quality = quality != NULL ? json_string_value(quality) : "balanced";
+	chat->model = json_string_value(model);
+	return REFUSAL_NONE;
+}
+
+static Refusal
+check_chat(Chat *chat, bool stream_default)
+{
+	const json_t *temperature = chat_member(chat->body, "temperature");
+	const json_t *stream = chat_member(chat->body, "stream");
+	Refusal refusal = check_messages(chat_member(chat->body, "messages"));
+
+	if (refusal == REFUSAL_NONE)
+		refusal = check_way(chat);
+	if (refusal != REFUSAL_NONE)
+		return refusal;
 	if (temperature != NULL &&
 		!(json_is_number(temperature) && json_number_value(temperature) >= 0 &&
 		  json_number_value(temperature) <= 2))
 		return REFUSAL_INVALID_TEMPERATURE;
-	if (model != NULL && !chat_is_model_name(model))
-		return REFUSAL_INVALID_MODEL;
 	if (stream != NULL && !json_is_boolean(stream))
 		return REFUSAL_INVALID_STREAM;
-
-	chat->quality = quality != NULL ? json_string_value(quality) : "balanced";
-	chat->model = json_string_value(model);
 	chat->stream = stream != NULL ? json_is_true(stream) : stream_default;
+	return REFUSAL_NONE;
+}
+
+static bool
+is_tokens(const json_t *value)
+{
+	size_t index;
+	json_t *token;
+
+	json_array_foreach(value, index, token)
+	{
+		if (!json_is_number(token))
+			return false;
+	}
+	return json_array_size(value) > 0;
+}
+
+/* A text, a list of them, or either as tokens instead of text. */
+static Refusal
+check_input(const json_t *input)
+{
+	size_t index;
+	json_t *text;
+
+	if (json_string_length(input) == 0 && json_array_size(input) == 0)
+		return REFUSAL_MISSING_INPUT;
+	if (is_tokens(input))
+		return REFUSAL_NONE;
+	json_array_foreach(input, index, text)
+	{
+		if (!json_is_string(text) && !is_tokens(text))
+			return REFUSAL_INVALID_INPUT;
+	}
 	return REFUSAL_NONE;
 }
 
@@ -108,8 +150,23 @@ chat_parse(const char *text, size_t length, bool stream_default, Chat *chat)
 {
 	Refusal refusal;
 
-	chat->body = json_loadb(text, length, JSON_ALLOW_NUL, NULL);
-	refusal = json_is_object(chat->body) ? check(chat, stream_default) : REFUSAL_INVALID_JSON;
+	*chat = (Chat){.body = json_loadb(text, length, JSON_ALLOW_NUL, NULL)};
+	refusal = json_is_object(chat->body) ? check_chat(chat, stream_default) : REFUSAL_INVALID_JSON;
+	if (refusal != REFUSAL_NONE)
+		chat_free(chat);
+	return refusal;
+}
+
+Refusal
+chat_parse_embeddings(const char *text, size_t length, Chat *chat)
+{
+	Refusal refusal = REFUSAL_INVALID_JSON;
+
+	*chat = (Chat){.body = json_loadb(text, length, JSON_ALLOW_NUL, NULL), .embeds = true};
+	if (json_is_object(chat->body))
+		refusal = check_input(chat_member(chat->body, "input"));
+	if (refusal == REFUSAL_NONE)
+		refusal = check_way(chat);
 	if (refusal != REFUSAL_NONE)
 		chat_free(chat);
 	return refusal;
@@ -129,7 +186,7 @@ chat_upstream_body(const Chat *chat, const char *model)
 	char *text = NULL;
 
 	if (json_object_set_new(body, "model", json_string(model)) == 0 &&
-		json_object_set_new(body, "stream", json_boolean(chat->stream)) == 0)
+		(chat->embeds || json_object_set_new(body, "stream", json_boolean(chat->stream)) == 0))
 	{
 		json_object_del(body, "quality");
 		text = json_dumps(body, JSON_COMPACT);

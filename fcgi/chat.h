@@ -1,6 +1,6 @@
 /*
  * chat.h
- *	  What the gateway reads in, and changes in, bodies of the OpenAI chat format.
+ *	  What the gateway reads in, and changes in, bodies of OpenAI's formats.
  */
 #ifndef REGPILOT_CHAT_H
 #define REGPILOT_CHAT_H
@@ -14,12 +14,14 @@
 /* characters, as for a route's alias in the database */
 #define CHAT_MODEL_MAX 200
 
+/* A request for a chat, or for embeddings. */
 typedef struct Chat
 {
 	json_t *body;		 /* the request's object; owned */
 	const char *quality; /* quality and model live in body; quality has a default */
 	const char *model;	 /* NULL: none asked for */
-	bool stream;
+	bool embeds;		 /* it is for embeddings */
+	bool stream;		 /* of a chat alone */
 } Chat;
 
 /* Tokens, by the upstream's count, which may be absurd: the database bounds it; 0: unknown. */
@@ -29,14 +31,19 @@ typedef struct Usage
 	int64_t completion_tokens;
 } Usage;
 
+/* The member, or NULL where it is absent or null: clients write both for "not given". */
+extern json_t *chat_member(const json_t *object, const char *name);
+
 /* Whether the value is a string that can name a model. */
 extern bool chat_is_model_name(const json_t *value);
 
 /*
- * Reads and checks a request's body. Gives REFUSAL_NONE, and then the caller
+ * Reads and checks the body of either. Gives REFUSAL_NONE, and then the caller
  * calls chat_free, or says what is wrong with it.
  */
 extern Refusal chat_parse(const char *text, size_t length, bool stream_default, Chat *chat)
+	__attribute__((warn_unused_result));
+extern Refusal chat_parse_embeddings(const char *text, size_t length, Chat *chat)
 	__attribute__((warn_unused_result));
 extern void chat_free(Chat *chat);
 

@@ -2,29 +2,35 @@
  * echo.c
  *	  builtin:echo, the upstream that needs no account: it says what it heard.
  *
- * The formats are those of OpenAI's "chat completion" and "chat completion
- * chunk" objects.
+ * The formats are those of OpenAI's "chat completion", "chat completion chunk"
+ * and "embedding" objects.
  */
 #include "echo.h"
+#include "embedding.h"
 
 #include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #define PAUSE 20	  /* ms between two pieces of a streamed answer */
 #define PIECES_MAX 50 /* so that the pauses come to one second at most */
+/* Numbers that the vectors of one answer may have together; texts that it may be for (OpenAI's) */
+#define EMBEDDED_MAX (512 * 1024)
+#define TEXTS_MAX 2048
 #define WHITE " \t\n\r\f\v"
 
 /* Words, separated by white space. */
 static int64_t
-count_words(const Buffer *text)
+count_words(const char *text, size_t length)
 {
 	int64_t words = 0;
 	bool inside = false;
 
-	for (size_t i = 0; i < text->length; i++)
+	for (size_t i = 0; i < length; i++)
 	{
-		bool white = memchr(WHITE, text->data[i], sizeof(WHITE) - 1) != NULL;
+		bool white = memchr(WHITE, text[i], sizeof(WHITE) - 1) != NULL;
 
 		words += !white && !inside;
 		inside = !white;
@@ -135,8 +141,8 @@ answer_in_pieces(UpstreamCall *call, const Buffer *heard, const char *model, con
 	return UPSTREAM_ANSWERED;
 }
 
-UpstreamResult
-echo_call(UpstreamCall *call, const Chat *chat, const char *model, const char *id)
+static UpstreamResult
+answer_chat(UpstreamCall *call, const Chat *chat, const char *model, const char *id)
 {
 	Buffer heard; /* the last message of the user */
 	UpstreamResult result;
@@ -150,7 +156,7 @@ echo_call(UpstreamCall *call, const Chat *chat, const char *model, const char *i
 
 		buffer_init(&text, UPSTREAM_BODY_MAX);
 		chat_message_text(message, &text);
-		call->usage.prompt_tokens += count_words(&text);
+		call->usage.prompt_tokens += count_words(text.data, text.length);
 		if (strcmp(json_string_value(json_object_get(message, "role")), "user") == 0)
 		{
 			buffer_free(&heard);
@@ -159,7 +165,7 @@ echo_call(UpstreamCall *call, const Chat *chat, const char *model, const char *i
 		else
 			buffer_free(&text);
 	}
-	call->usage.completion_tokens = count_words(&heard);
+	call->usage.completion_tokens = count_words(heard.data, heard.length);
 
 	if (chat->stream)
 		result = answer_in_pieces(call, &heard, model, id);
@@ -167,4 +173,100 @@ echo_call(UpstreamCall *call, const Chat *chat, const char *model, const char *i
 		result = answer_at_once(call, &heard, model, id);
 	buffer_free(&heard);
 	return result;
+}
+
+/* ---- embeddings ---- */
+
+/* Makes the vector of a text or of tokens; gives the number of its words. */
+static int64_t
+embed(const json_t *input, float *vector, int dimensions)
+{
+	int64_t words = (int64_t) json_array_size(input);
+	size_t index;
+	json_t *token;
+
+	embedding_begin(vector, dimensions);
+	if (json_is_string(input))
+	{
+		const char *text = json_string_value(input);
+		size_t length = json_string_length(input);
+
+		embedding_add_words(vector, dimensions, text, length);
+		words = count_words(text, length);
+	}
+	json_array_foreach(input, index, token)
+	{
+		char digits[32];
+		int length = snprintf(digits, sizeof(digits), "%.17g", json_number_value(token));
+
+		embedding_add(vector, dimensions, digits, (size_t) length);
+	}
+	embedding_finish(vector, dimensions);
+	return words;
+}
+
+static bool
+is_string(const json_t *value, const char *string)
+{
+	return json_is_string(value) && strcmp(json_string_value(value), string) == 0;
+}
+
+static UpstreamResult
+refuse_embeddings(UpstreamCall *call, const char *message)
+{
+	call->status = 400;
+	buffer_printf(&call->answer,
+				  "{\"error\":{\"message\":\"%s\",\"type\":\"invalid_request_error\"}}", message);
+	return call->answer.failed ? UPSTREAM_FAILED : UPSTREAM_ANSWERED;
+}
+
+static UpstreamResult
+answer_embeddings(UpstreamCall *call, const Chat *chat, const char *model)
+{
+	const json_t *input = chat_member(chat->body, "input");
+	const json_t *asked = chat_member(chat->body, "dimensions");
+	const json_t *format = chat_member(chat->body, "encoding_format");
+	double dimensions = asked == NULL ? EMBEDDING_DIMENSIONS : json_number_value(asked);
+	bool base64 = is_string(format, "base64");
+	bool many = json_is_array(input) && !json_is_number(json_array_get(input, 0));
+	size_t count = many ? json_array_size(input) : 1;
+	float vector[EMBEDDING_DIMENSIONS_MAX];
+	json_t *end;
+	char *text;
+
+	if (!(dimensions >= 1 && dimensions <= EMBEDDING_DIMENSIONS_MAX))
+		return refuse_embeddings(call, "dimensions must be from 1 to 2048");
+	if (format != NULL && !base64 && !is_string(format, "float"))
+		return refuse_embeddings(call, "encoding_format must be float or base64");
+	if (count > TEXTS_MAX || (double) count * dimensions > EMBEDDED_MAX)
+		return refuse_embeddings(call, "too many embeddings at once");
+
+	buffer_append_string(&call->answer, "{\"object\":\"list\",\"data\":[");
+	for (size_t i = 0; i < count; i++)
+	{
+		call->usage.prompt_tokens +=
+			embed(many ? json_array_get(input, i) : input, vector, (int) dimensions);
+		buffer_printf(&call->answer,
+					  "%s{\"object\":\"embedding\",\"index\":%zu,\"embedding\":", i == 0 ? "" : ",",
+					  i);
+		embedding_print(vector, (int) dimensions, base64, &call->answer);
+		buffer_append_string(&call->answer, "}");
+	}
+	end = json_pack("{s:s,s:{s:I,s:I}}", "model", model, "usage", "prompt_tokens",
+					(json_int_t) call->usage.prompt_tokens, "total_tokens",
+					(json_int_t) call->usage.prompt_tokens);
+	text = json_dumps(end, JSON_COMPACT);
+	json_decref(end);
+	buffer_printf(&call->answer, "],%s", text != NULL ? text + 1 : "}"); /* without its brace */
+	free(text);
+	call->status = 200;
+	return call->answer.failed ? UPSTREAM_FAILED : UPSTREAM_ANSWERED;
+}
+
+UpstreamResult
+echo_call(UpstreamCall *call, const Chat *chat, const char *model, const char *id)
+{
+	if (chat->embeds)
+		return answer_embeddings(call, chat, model);
+	return answer_chat(call, chat, model, id);
 }

@@ -7,7 +7,7 @@
 
 #include "upstream.h"
 
-/* Answers chat as model; id is to tell answers apart. Of call, body and secret are not used. */
+/* Answers a request as model; id is to tell answers apart. Of call, body and secret are not used. */
 extern UpstreamResult echo_call(UpstreamCall *call, const Chat *chat, const char *model,
 								const char *id) __attribute__((warn_unused_result));
 

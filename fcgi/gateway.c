@@ -50,6 +50,7 @@ try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall
 		return echo_call(call, chat, exchange->model, exchange->id);
 
 	call->base_url = route->base_url;
+	call->path = chat->embeds ? "/embeddings" : "/chat/completions";
 	if (route->secret_name != NULL)
 	{
 		if (!config_secret(route->secret_name, secret))
@@ -154,19 +155,12 @@ relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 	}
 }
 
-void
-gateway_chat(Exchange *exchange, bool stream_default)
+/* Answers a request whose body was read, or was not for the reason given. */
+static void
+serve(Exchange *exchange, Refusal refusal, Chat *chat)
 {
-	Refusal refusal;
-	Buffer body;
-	Chat chat;
 	Routes *routes;
 
-	buffer_init(&body, (size_t) config.max_body);
-	refusal = exchange_read_json(exchange, &body);
-	if (refusal == REFUSAL_NONE)
-		refusal = chat_parse(body.data, body.length, stream_default, &chat);
-	buffer_free(&body);
 	if (refusal != REFUSAL_NONE)
 	{
 		exchange_refuse(exchange, refusal);
@@ -175,9 +169,39 @@ gateway_chat(Exchange *exchange, bool stream_default)
 
 	/* The key was accepted over a connection that had read the routes before. */
 	routes = routes_acquire();
-	relay_chat(exchange, &chat, routes);
+	relay_chat(exchange, chat, routes);
 	routes_release(routes);
-	chat_free(&chat);
+	chat_free(chat);
+}
+
+void
+gateway_chat(Exchange *exchange, bool stream_default)
+{
+	Refusal refusal;
+	Buffer body;
+	Chat chat;
+
+	buffer_init(&body, (size_t) config.max_body);
+	refusal = exchange_read_json(exchange, &body);
+	if (refusal == REFUSAL_NONE)
+		refusal = chat_parse(body.data, body.length, stream_default, &chat);
+	buffer_free(&body);
+	serve(exchange, refusal, &chat);
+}
+
+void
+gateway_embeddings(Exchange *exchange)
+{
+	Refusal refusal;
+	Buffer body;
+	Chat chat;
+
+	buffer_init(&body, (size_t) config.max_body);
+	refusal = exchange_read_json(exchange, &body);
+	if (refusal == REFUSAL_NONE)
+		refusal = chat_parse_embeddings(body.data, body.length, &chat);
+	buffer_free(&body);
+	serve(exchange, refusal, &chat);
 }
 
 /* ---- the models ---- */

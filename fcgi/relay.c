@@ -396,7 +396,7 @@ relay_call(Relay *relay, UpstreamCall *call)
 	buffer_append_string(&url, call->base_url);
 	while (url.length > 0 && url.data[url.length - 1] == '/')
 		url.length--;
-	buffer_append_string(&url, "/chat/completions");
+	buffer_append_string(&url, call->path);
 
 	if (headers != NULL && !url.failed)
 	{

@@ -18,6 +18,10 @@ static const struct
 	[REFUSAL_INVALID_MESSAGE_FORMAT] =
 		{400, "Invalid message format. Each message must have 'role' and 'content'",
 		 "INVALID_MESSAGE_FORMAT"},
+	[REFUSAL_MISSING_INPUT] = {400, "Input is required: a string or an array", "MISSING_INPUT"},
+	[REFUSAL_INVALID_INPUT] = {400,
+							   "Invalid input. Each element must be a string or an array of tokens",
+							   "INVALID_INPUT"},
 	[REFUSAL_INVALID_QUALITY] = {400, "Invalid quality tier. Must be: cheap, balanced, or frontier",
 								 "INVALID_QUALITY"},
 	[REFUSAL_INVALID_TEMPERATURE] = {400, "Invalid temperature. Must be a number from 0 to 2",

@@ -174,6 +174,10 @@ static const Endpoint endpoints[] = {
 	 .method = "POST",
 	 .permission = "gateway:write",
 	 .serve = serve_chat_completions},
+	{.path = "/v1/embeddings",
+	 .method = "POST",
+	 .permission = "gateway:write",
+	 .serve = gateway_embeddings},
 	{.path = "/v1/models", .method = "GET", .permission = "gateway:read", .serve = gateway_models},
 	{.path = "/v1/models/", .method = "GET", .permission = "gateway:read", .serve = gateway_model},
 };

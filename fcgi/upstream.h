@@ -26,6 +26,7 @@ typedef struct UpstreamCall
 {
 	/* what is asked */
 	const char *base_url;
+	const char *path;	/* behind base_url */
 	const char *secret; /* NULL: none */
 	const char *body;	/* JSON */
 	bool stream;

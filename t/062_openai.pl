@@ -3,6 +3,8 @@
 use strict;
 use warnings;
 use lib 't/lib';
+use List::Util qw(sum);
+use MIME::Base64 qw(decode_base64);
 use RegPilot::Test;
 use Test::More;
 
@@ -17,6 +19,7 @@ $site->add_routes(
 	[ 'fast', 'plain', 'ok', 2 ],
 	[ 'fast', 'builtin', 'echo', 1 ],
 	[ 'vendor/big model', 'plain', 'ok', 3 ],
+	[ 'small-embedding', 'plain', 'embed', 5 ],
 	[ "na\xc3\xafve", 'plain', 'ok', 4 ]);
 
 # --- models
@@ -41,7 +44,8 @@ is_deeply(
 	{
 		object => 'list',
 		data => [ model('fast', 'builtin'), model('mark-1', 'builtin'), model('vendor/big model', 'plain'),
-			model("na\x{ef}ve", 'plain') ],
+			model("na\x{ef}ve", 'plain'),
+			model('small-embedding', 'plain') ],
 	},
 	'models: each alias once, by priority, without tiers and "*"');
 is($site->get('/v1/models', "X-API-Key: $writer")->{body}, $body{forbidden}, 'models: ask for gateway:read');
@@ -74,5 +78,113 @@ $site->sql(q{DELETE FROM regpilot.route WHERE alias = '*'});
 $site->add_routes;
 is(models('/any-other')->{json}{code}, 'MODEL_NOT_FOUND', 'without a route for "*": a model that has none itself');
 is(models('/fast')->{status}, 200, 'and one that has');
+
+# --- embeddings
+
+sub embeddings
+{
+	my ($input, %member) = @_;
+	return $site->post('/v1/embeddings', { input => $input, %member }, "Authorization: Bearer $writer");
+}
+
+# The vectors of an answer.
+sub vectors
+{
+	my ($answer) = @_;
+	return map { $_->{embedding} } @{ $answer->{json}{data} };
+}
+
+# How alike two vectors are, from -1 to 1.
+sub likeness
+{
+	my ($one, $other) = @_;
+	return sum map { $one->[$_] * $other->[$_] } 0 .. $#$one;
+}
+
+$answer = embeddings('The cat sat.', model => 'small-embedding', dimensions => 3, user => 'u');
+is($answer->{status}, 200, 'embeddings: status');
+is($answer->{headers}{'x-regpilot-model'}, 'plain/embed', 'embeddings: x-regpilot-model');
+is_deeply(
+	$answer->{json},
+	{
+		object => 'list',
+		model => 'embed',
+		data => [ { object => 'embedding', index => 0, embedding => [ 12, 0.25, -1.5 ] } ],
+		usage => { prompt_tokens => 3, total_tokens => 3 },
+	},
+	"embeddings: the upstream's answer as it is");
+is($site->last_request->{path}, '/v1/embeddings', 'embeddings: path');
+is_deeply($site->last_request->{body}, { input => 'The cat sat.', model => 'embed', dimensions => 3, user => 'u' },
+	'embeddings: the body, with the model set');
+
+is($site->post('/v1/embeddings', { input => 'x' }, "X-API-Key: $reader")->{body}, $body{forbidden},
+	'embeddings: ask for gateway:write');
+foreach my $case (
+	[ MISSING_INPUT => '{}', map { qq({"input":$_}) } 'null', '""', '[]', '{}', '7', 'true' ],
+	[ INVALID_INPUT => map { qq({"input":$_}) } '["a",7]', '[7,"a"]', '[[]]', '[["a"]]', '[null]', '[{}]', '[[1],[]]' ],
+	[ INVALID_MODEL => '{"input":"x","model":7}' ],
+	[ INVALID_QUALITY => '{"input":"x","quality":"best"}' ],
+	[ INVALID_JSON => '{"input":"x"', '["x"]' ])
+{
+	my ($code, @bodies) = @$case;
+	foreach (@bodies)
+	{
+		$answer = $site->post('/v1/embeddings', $_, "X-API-Key: $key");
+		is("$answer->{status} " . ($answer->{json}{code} // 'none'), "400 $code", "embeddings: $_");
+	}
+}
+
+# the embedded upstream has real ones
+my @texts = ('the cat sat on the mat', 'The cat sat on the mat!', 'a cat sat', 'stock prices fell sharply', '', '!');
+$answer = embeddings(\@texts);
+is($answer->{headers}{'x-regpilot-model'}, 'builtin/echo', 'echo: embeds too, without a model named');
+is($answer->{json}{model}, 'echo', 'echo: model');
+is_deeply($answer->{json}{usage}, { prompt_tokens => 20, total_tokens => 20 }, 'echo: usage');
+is_deeply([ map { "$_->{object} $_->{index}" } @{ $answer->{json}{data} } ],
+	[ map { "embedding $_" } 0 .. 5 ], 'echo: one for each text');
+my @vectors = vectors($answer);
+is(scalar @{ $vectors[0] }, 256, 'echo: dimensions');
+cmp_ok(abs(likeness($_, $_) - 1), '<', 1e-5, 'echo: of length 1') foreach @vectors;
+is_deeply($vectors[1], $vectors[0], 'echo: the same words, the same vector');
+cmp_ok(likeness($vectors[0], $vectors[2]), '>', likeness($vectors[0], $vectors[3]) + 0.2,
+	'echo: texts that share words are nearer to each other');
+is_deeply([ vectors(embeddings(\@texts)) ], \@vectors, 'echo: the same again');
+is_deeply([ vectors(embeddings($texts[0])) ], [ $vectors[0] ], 'echo: a text by itself');
+
+my ($base64) = vectors(embeddings($texts[0], encoding_format => 'base64'));
+my @floats = unpack 'f<*', decode_base64($base64);
+is(scalar @floats, 256, 'echo: base64 of 4 bytes a number');
+is_deeply([ map { sprintf '%.6f', $_ } @floats ], [ map { sprintf '%.6f', $_ } @{ $vectors[0] } ],
+	'echo: base64 is the same vector');
+foreach my $dimensions (1, 2, 3, 1536, 2048)
+{
+	foreach my $format ('float', 'base64')
+	{
+		my ($vector) = vectors(embeddings('a b c', dimensions => $dimensions, encoding_format => $format));
+		$vector = [ unpack 'f<*', decode_base64($vector) ] if $format eq 'base64';
+		is(scalar @$vector, $dimensions, "echo: $dimensions dimensions, $format");
+		cmp_ok(abs(likeness($vector, $vector) - 1), '<', 1e-5, "echo: $dimensions dimensions, $format: of length 1");
+	}
+}
+my ($tokens) = vectors(embeddings([ 1, 2, 3 ]));
+is_deeply([ vectors(embeddings([ [ 1, 2, 3 ], [ 4 ] ])) ]->[0], $tokens, 'echo: tokens, once and in a list');
+foreach my $case (
+	[ 'x', dimensions => 0 ],
+	[ 'x', dimensions => 2049 ],
+	[ 'x', dimensions => 'many' ],
+	[ 'x', encoding_format => 'int8' ],
+	[ 'x', encoding_format => 7 ],
+	[ [ ('x') x 2049 ] ],
+	[ [ ('x') x 2048 ], dimensions => 2048 ])
+{
+	$answer = embeddings(@$case);
+	is($answer->{status}, 400, 'echo: refuses what is beyond reason');
+	ok($answer->{json}{error}{message}, 'echo: in the manner of OpenAI');
+}
+
+eval { wait_until('the outcomes', sub { $site->overview($writer_id, 'failed_requests') == 7 }, 10) };
+is($site->overview($writer_id, 'failed_requests'), 7, 'embeddings: failures are counted');
+is($site->sql("SELECT sum(prompt_tokens), sum(completion_tokens) FROM regpilot.key_usage WHERE key_id = '$writer_id'"),
+	(3 + 2 * 20 + 6 + 6 + 10 * 3 + 3 + 4) . '|0', 'embeddings: tokens are recorded');
 
 done_testing();

@@ -3,8 +3,16 @@
  *	  What the gateway reads in, and changes in, bodies of OpenAI's formats.
  */
 #include "chat.h"
+#include "members.h"
 
+#include <stdlib.h>
 #include <string.h>
+
+/*
+ * Of JSON that is passed on. Integers that need more than 64 bits are fine, but a
+ * number beyond a double's range is not JSON to us (RFC 8259, 6, allows that).
+ */
+#define JSON_FLAGS (JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL)
 
 json_t *
 chat_member(const json_t *object, const char *name)
@@ -145,13 +153,21 @@ check_input(const json_t *input)
 	return REFUSAL_NONE;
 }
 
+static Refusal
+parse(const char *text, size_t length, Chat *chat)
+{
+	*chat = (Chat){.text = text, .length = length};
+	chat->body = json_loadb(text, length, JSON_FLAGS, NULL);
+	return json_is_object(chat->body) ? REFUSAL_NONE : REFUSAL_INVALID_JSON;
+}
+
 Refusal
 chat_parse(const char *text, size_t length, bool stream_default, Chat *chat)
 {
-	Refusal refusal;
+	Refusal refusal = parse(text, length, chat);
 
-	*chat = (Chat){.body = json_loadb(text, length, JSON_ALLOW_NUL, NULL)};
-	refusal = json_is_object(chat->body) ? check_chat(chat, stream_default) : REFUSAL_INVALID_JSON;
+	if (refusal == REFUSAL_NONE)
+		refusal = check_chat(chat, stream_default);
 	if (refusal != REFUSAL_NONE)
 		chat_free(chat);
 	return refusal;
@@ -160,10 +176,10 @@ chat_parse(const char *text, size_t length, bool stream_default, Chat *chat)
 Refusal
 chat_parse_embeddings(const char *text, size_t length, Chat *chat)
 {
-	Refusal refusal = REFUSAL_INVALID_JSON;
+	Refusal refusal = parse(text, length, chat);
 
-	*chat = (Chat){.body = json_loadb(text, length, JSON_ALLOW_NUL, NULL), .embeds = true};
-	if (json_is_object(chat->body))
+	chat->embeds = true;
+	if (refusal == REFUSAL_NONE)
 		refusal = check_input(chat_member(chat->body, "input"));
 	if (refusal == REFUSAL_NONE)
 		refusal = check_way(chat);
@@ -179,20 +195,27 @@ chat_free(Chat *chat)
 	chat->body = NULL;
 }
 
-char *
-chat_upstream_body(const Chat *chat, const char *model)
+bool
+chat_upstream_body(const Chat *chat, const char *model, Buffer *body)
 {
-	json_t *body = json_copy(chat->body);
-	char *text = NULL;
+	static const char *const chat_names[] = {"model", "quality", "stream", NULL};
+	static const char *const embeddings_names[] = {"model", "quality", NULL};
+	json_t *name = json_string(model);
+	char *quoted = json_dumps(name, JSON_ENCODE_ANY);
+	Buffer added;
+	bool sound;
 
-	if (json_object_set_new(body, "model", json_string(model)) == 0 &&
-		(chat->embeds || json_object_set_new(body, "stream", json_boolean(chat->stream)) == 0))
-	{
-		json_object_del(body, "quality");
-		text = json_dumps(body, JSON_COMPACT);
-	}
-	json_decref(body);
-	return text;
+	buffer_init(&added, SIZE_MAX / 2);
+	buffer_printf(&added, "\"model\":%s", quoted != NULL ? quoted : "");
+	if (!chat->embeds)
+		buffer_printf(&added, ",\"stream\":%s", chat->stream ? "true" : "false");
+	sound = quoted != NULL && !added.failed &&
+			members_replace(chat->text, chat->length, chat->embeds ? embeddings_names : chat_names,
+							added.data, body);
+	buffer_free(&added);
+	free(quoted);
+	json_decref(name);
+	return sound;
 }
 
 void
@@ -214,17 +237,26 @@ chat_message_text(const json_t *message, Buffer *text)
 	}
 }
 
+/* The database bounds what is absurd; here it only has to be a number. */
+static int64_t
+count(const json_t *value)
+{
+	double number = json_number_value(value);
+
+	return number <= 0 ? 0 : number < 9e18 ? (int64_t) number : INT64_MAX;
+}
+
 bool
 chat_read_usage(const char *text, size_t length, Usage *usage)
 {
-	json_t *answer = json_loadb(text, length, JSON_ALLOW_NUL, NULL);
+	json_t *answer = json_loadb(text, length, JSON_FLAGS, NULL);
 	const json_t *counts = json_object_get(answer, "usage");
 	bool is_object = json_is_object(answer);
 
 	if (json_is_object(counts))
 	{
-		usage->prompt_tokens = json_integer_value(json_object_get(counts, "prompt_tokens"));
-		usage->completion_tokens = json_integer_value(json_object_get(counts, "completion_tokens"));
+		usage->prompt_tokens = count(json_object_get(counts, "prompt_tokens"));
+		usage->completion_tokens = count(json_object_get(counts, "completion_tokens"));
 	}
 	json_decref(answer);
 	return is_object;
@@ -233,7 +265,7 @@ chat_read_usage(const char *text, size_t length, Usage *usage)
 bool
 chat_is_json(const char *text, size_t length)
 {
-	json_t *value = json_loadb(text, length, JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
+	json_t *value = json_loadb(text, length, JSON_FLAGS | JSON_DECODE_ANY, NULL);
 	bool valid = value != NULL;
 
 	json_decref(value);

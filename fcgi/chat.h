@@ -17,7 +17,9 @@
 /* A request for a chat, or for embeddings. */
 typedef struct Chat
 {
-	json_t *body;		 /* the request's object; owned */
+	const char *text; /* the request's body, the caller's */
+	size_t length;
+	json_t *body;		 /* the object that it is; owned */
 	const char *quality; /* quality and model live in body; quality has a default */
 	const char *model;	 /* NULL: none asked for */
 	bool embeds;		 /* it is for embeddings */
@@ -39,7 +41,7 @@ extern bool chat_is_model_name(const json_t *value);
 
 /*
  * Reads and checks the body of either. Gives REFUSAL_NONE, and then the caller
- * calls chat_free, or says what is wrong with it.
+ * keeps text until it calls chat_free, or says what is wrong with it.
  */
 extern Refusal chat_parse(const char *text, size_t length, bool stream_default, Chat *chat)
 	__attribute__((warn_unused_result));
@@ -47,8 +49,12 @@ extern Refusal chat_parse_embeddings(const char *text, size_t length, Chat *chat
 	__attribute__((warn_unused_result));
 extern void chat_free(Chat *chat);
 
-/* The body that an upstream gets, for model; to be freed by the caller. NULL: out of memory. */
-extern char *chat_upstream_body(const Chat *chat, const char *model);
+/*
+ * Appends the body that an upstream gets: as the client wrote it, but for model and
+ * stream, and without quality. False: out of memory, or too large.
+ */
+extern bool chat_upstream_body(const Chat *chat, const char *model, Buffer *body)
+	__attribute__((warn_unused_result));
 
 /* Appends the text of a message: its content, or the text parts of it. */
 extern void chat_message_text(const json_t *message, Buffer *text);

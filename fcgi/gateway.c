@@ -43,7 +43,7 @@ static UpstreamResult
 try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall *call)
 {
 	char secret[SECRET_SIZE];
-	char *body;
+	Buffer body;
 	UpstreamResult result = UPSTREAM_FAILED;
 
 	if (strcmp(route->base_url, "builtin:echo") == 0)
@@ -60,13 +60,14 @@ try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall
 		}
 		call->secret = secret;
 	}
-	body = chat_upstream_body(chat, exchange->model);
-	if (body != NULL)
+	buffer_init(&body, SIZE_MAX / 2);
+	if (chat_upstream_body(chat, exchange->model, &body))
 	{
-		call->body = body;
+		call->body = body.data;
+		call->body_length = body.length;
 		result = relay_call(exchange->relay, call);
-		free(body);
 	}
+	buffer_free(&body);
 	explicit_bzero(secret, sizeof(secret));
 	return result;
 }
@@ -155,53 +156,42 @@ relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 	}
 }
 
-/* Answers a request whose body was read, or was not for the reason given. */
 static void
-serve(Exchange *exchange, Refusal refusal, Chat *chat)
+serve(Exchange *exchange, bool embeds, bool stream_default)
 {
-	Routes *routes;
+	Refusal refusal;
+	Buffer body;
+	Chat chat;
 
-	if (refusal != REFUSAL_NONE)
+	buffer_init(&body, (size_t) config.max_body);
+	refusal = exchange_read_json(exchange, &body);
+	if (refusal == REFUSAL_NONE)
+		refusal = embeds ? chat_parse_embeddings(body.data, body.length, &chat)
+						 : chat_parse(body.data, body.length, stream_default, &chat);
+	if (refusal == REFUSAL_NONE)
 	{
-		exchange_refuse(exchange, refusal);
-		return;
-	}
+		/* The key was accepted over a connection that had read the routes before. */
+		Routes *routes = routes_acquire();
 
-	/* The key was accepted over a connection that had read the routes before. */
-	routes = routes_acquire();
-	relay_chat(exchange, chat, routes);
-	routes_release(routes);
-	chat_free(chat);
+		relay_chat(exchange, &chat, routes);
+		routes_release(routes);
+		chat_free(&chat);
+	}
+	else
+		exchange_refuse(exchange, refusal);
+	buffer_free(&body);
 }
 
 void
 gateway_chat(Exchange *exchange, bool stream_default)
 {
-	Refusal refusal;
-	Buffer body;
-	Chat chat;
-
-	buffer_init(&body, (size_t) config.max_body);
-	refusal = exchange_read_json(exchange, &body);
-	if (refusal == REFUSAL_NONE)
-		refusal = chat_parse(body.data, body.length, stream_default, &chat);
-	buffer_free(&body);
-	serve(exchange, refusal, &chat);
+	serve(exchange, false, stream_default);
 }
 
 void
 gateway_embeddings(Exchange *exchange)
 {
-	Refusal refusal;
-	Buffer body;
-	Chat chat;
-
-	buffer_init(&body, (size_t) config.max_body);
-	refusal = exchange_read_json(exchange, &body);
-	if (refusal == REFUSAL_NONE)
-		refusal = chat_parse_embeddings(body.data, body.length, &chat);
-	buffer_free(&body);
-	serve(exchange, refusal, &chat);
+	serve(exchange, true, false);
 }
 
 /* ---- the models ---- */

@@ -29,6 +29,7 @@ typedef struct UpstreamCall
 	const char *path;	/* behind base_url */
 	const char *secret; /* NULL: none */
 	const char *body;	/* JSON */
+	size_t body_length;
 	bool stream;
 	int client; /* readable once the client has gone; -1: it stays to the end */
 

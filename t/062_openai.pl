@@ -20,6 +20,7 @@ $site->add_routes(
 	[ 'fast', 'builtin', 'echo', 1 ],
 	[ 'vendor/big model', 'plain', 'ok', 3 ],
 	[ 'small-embedding', 'plain', 'embed', 5 ],
+	[ 'fast-upstream', 'plain', 'ok', 6 ],
 	[ "na\xc3\xafve", 'plain', 'ok', 4 ]);
 
 # --- models
@@ -45,7 +46,7 @@ is_deeply(
 		object => 'list',
 		data => [ model('fast', 'builtin'), model('mark-1', 'builtin'), model('vendor/big model', 'plain'),
 			model("na\x{ef}ve", 'plain'),
-			model('small-embedding', 'plain') ],
+			model('small-embedding', 'plain'), model('fast-upstream', 'plain') ],
 	},
 	'models: each alias once, by priority, without tiers and "*"');
 is($site->get('/v1/models', "X-API-Key: $writer")->{body}, $body{forbidden}, 'models: ask for gateway:read');
@@ -78,6 +79,60 @@ $site->sql(q{DELETE FROM regpilot.route WHERE alias = '*'});
 $site->add_routes;
 is(models('/any-other')->{json}{code}, 'MODEL_NOT_FOUND', 'without a route for "*": a model that has none itself');
 is(models('/fast')->{status}, 200, 'and one that has');
+
+# --- what the client says reaches the upstream as it was written
+
+my $messages = '"messages":[{"role":"user","content":"x"}]';
+
+# What the upstream gets when the client sends these members beside messages.
+sub sent
+{
+	my ($members) = @_;
+	my $answer = $site->post('/v1/chat/completions', "{$members,$messages}", "X-API-Key: $key");
+	return $answer->{json}{code} // "no code, status $answer->{status}" if $answer->{status} != 200;
+	return $site->last_request->{raw};
+}
+
+sub ours
+{
+	my ($members) = @_;
+	return qq({"model":"ok","stream":false$members,$messages});
+}
+
+my $name = '"model":"fast-upstream"';
+foreach my $member (
+	(map { qq("number":$_) } '0.1', '-0', '-0.0', '1E+2', '18446744073709551615', '-9223372036854775809',
+		'123456789012345678901234567890', '0.1000000000000000055511151231257827021181583404541015625',
+		'1.7976931348623157e308', '1e-400', '[0.10,1.0,100]'),
+	'"z":1,"a":2,"m":{"z":[ 1 , 2 ],"a":"\u00e9\/\ud83d\ude00\"}"}', '"caf\u00e9":[{"]":"}{"}]', '"":null', '"a":"\\\\"',
+	'"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object","additionalProperties":false}}}]',
+	'"x":{"model":"inner","stream":1,"quality":2}', '"seed":1,"seed":2', '"streams":1,"mode":2,"model_":3', '"s":"a\u0000b"')
+{
+	is(sent("$name,$member"), ours(",$member"), "sent as it came: $member");
+}
+is(sent(qq( \t\r\n"a" : [ 1 ] ,\n "b":2 , $name , "quality":"cheap","stream" : null)), ours(',"a" : [ 1 ],"b":2'),
+	'white space within a member stays');
+my $image = 'data:image/png;base64,' . 'A/+=' x 50_000;
+my $picture = qq("p":1,"messages":[{"role":"user","content":[{"type":"text","text":"?"},{"type":"image_url","image_url":{"url":"$image","detail":"low"}}]}]);
+$answer = $site->post('/v1/chat/completions', "{$name,$picture}", "X-API-Key: $key");
+ok($site->last_request->{raw} eq qq({"model":"ok","stream":false,$picture}), 'a picture is sent as it came');
+
+# no other model gets past us, whichever of them a reader would take
+foreach my $members (
+	qq("model":"evil",$name),
+	qq($name,"quality":"frontier","quality":"cheap"),
+	qq("mod\\u0065l":"evil",$name),
+	qq("stream":true,"\\u0073tream":true,$name,"stream":false),
+	qq($name,"Model":"evil","MODEL":"evil","Stream":true,"\xc5\xbftream":true,"\\u017ftream":true,"QUALITY":1))
+{
+	is(sent($members), ours(''), "our members alone: $members");
+}
+is(sent(qq($name,"mod\\u0065l":"nobody-knows")), 'MODEL_NOT_FOUND', 'of several the last counts');
+foreach my $members (qq($name,"a":1e400), qq($name,"a":-1e400), qq($name,"a\\u0000":1), qq($name,"a":"\\ud800"), qq($name,"a":01),
+	qq($name,"a":NaN), qq($name,"a":.5), qq($name,"a":1,), qq($name,,"a":1), qq($name "a":1), qq($name,"a":'x'))
+{
+	is(sent($members), 'INVALID_JSON', "refused: $members");
+}
 
 # --- embeddings
 

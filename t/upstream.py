@@ -239,6 +239,7 @@ class Handler(BaseHTTPRequestHandler):
             self.body = {}
         self.model = self.body.get("model")
         record({"event": "request", "path": self.path, "model": self.model, "body": self.body,
+                "raw": raw.decode(errors="replace"),
                 "headers": {name.lower(): value for name, value in self.headers.items()}})
         try:
             self.MODELS[self.model](self)

@@ -159,6 +159,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"object": "list", "model": self.model, "data": data,
                           "usage": {"prompt_tokens": 3 * len(inputs), "total_tokens": 3 * len(inputs)}})
 
+    def at_once(self):
+        if self.body.get("stream"):
+            return self.stream(WORDS, 0)
+        self.ok()
+
     def slow(self):
         self.wait(1.5)
         self.ok()
@@ -224,8 +229,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     MODELS = {
-        "ok": ok, "slow": slow, "long-stream": long_stream, "silent-stream": silent_stream,
-        "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "garbage": garbage,
+        "ok": ok, "at-once": at_once, "slow": slow, "long-stream": long_stream, "silent-stream": silent_stream,
+        "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "stuck": hang, "garbage": garbage,
         "not-an-object": not_an_object, "error-500": error_500, "error-429": error_429,
         "error-400": error_400, "secret-400": secret_400, "secret-401": secret_401,
         "redirect": redirect, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * steppedclock.c
- *		A wall clock that a test can step while the server runs.
+ *		Clocks that a test can step while the server runs.
  *
- * Preloaded by LD_PRELOAD, this adds to the time of day the microseconds that
- * the file STEPPED_CLOCK begins with, an int64.  The file is mapped, and so is
- * the mapping of all processes that descend from this one: a step is seen by all
- * of them at once.  Other clocks, CLOCK_MONOTONIC above all, go on as they are.
+ * Preloaded by LD_PRELOAD, this adds to the time of day, and to CLOCK_MONOTONIC,
+ * the microseconds that the file STEPPED_CLOCK holds for them, an int64 each.  The
+ * file is mapped, and so is the mapping of all processes that descend from this one:
+ * a step is seen by all of them at once.  Other clocks go on as they are.
  *
  * Debian's libfaketime is not used: its processes share a semaphore, which those
  * that are killed leave locked, and each keeps the time of day for a while.
@@ -24,10 +24,17 @@
 
 #define NS_PER_SECOND 1000000000LL
 
-static const volatile int64_t *step; /* NULL: none */
+enum
+{
+	STEP_WALL,
+	STEP_MONOTONIC,
+	STEPS
+};
+
+static const volatile int64_t *steps; /* NULL: none */
 
 __attribute__((constructor)) static void
-map_step(void)
+map_steps(void)
 {
 	const char *name = getenv("STEPPED_CLOCK");
 	int file = name != NULL ? open(name, O_RDONLY | O_CLOEXEC) : -1;
@@ -35,9 +42,9 @@ map_step(void)
 
 	if (file < 0)
 		return;
-	memory = mmap(NULL, sizeof(*step), PROT_READ, MAP_SHARED, file, 0);
+	memory = mmap(NULL, STEPS * sizeof(*steps), PROT_READ, MAP_SHARED, file, 0);
 	if (memory != MAP_FAILED)
-		step = memory;
+		steps = memory;
 	close(file);
 }
 
@@ -45,10 +52,17 @@ int
 clock_gettime(clockid_t clock, struct timespec *now)
 {
 	int result = (int) syscall(SYS_clock_gettime, clock, now);
+	int64_t step = 0;
 
-	if (result == 0 && step != NULL && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+	if (result != 0 || steps == NULL)
+		return result;
+	if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)
+		step = steps[STEP_WALL];
+	else if (clock == CLOCK_MONOTONIC || clock == CLOCK_MONOTONIC_COARSE)
+		step = steps[STEP_MONOTONIC];
+	if (step != 0)
 	{
-		int64_t ns = (now->tv_sec * NS_PER_SECOND + now->tv_nsec) + *step * 1000;
+		int64_t ns = (now->tv_sec * NS_PER_SECOND + now->tv_nsec) + step * 1000;
 
 		now->tv_sec = ns / NS_PER_SECOND;
 		now->tv_nsec = ns % NS_PER_SECOND;

@@ -30,6 +30,19 @@ prepare_suites()
 	pgxs=$(dirname "$($pg_config --pgxs)")/../..
 }
 
+# install_clients: what t/clients needs from the npm registry, with the settings of the
+# caller's npm, which the runner may not have. Nothing of the packages is run here.
+install_clients()
+{
+	(
+		cd "$work/src/t/clients"
+		npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error \
+			--cache="$work/npm" >/dev/null
+	) || return
+	rm -rf "$work/npm"
+	chown -R "$runner" "$work/src/t/clients"
+}
+
 # What the suites find in their environment besides, as NAME=VALUE words.
 suite_environment=
 

@@ -5,6 +5,7 @@
 #   make run, make stop, make clean          a private RegPilot under var/
 #   make test, make lint, make bench         install what they need themselves
 #   make valgrind                            some tests again under memcheck
+#   make fuzz                                the responder's fuzz targets, a minute each
 #   make matrix                              all tests on each version of PostgreSQL; as root
 
 EXTENSION = regpilot
@@ -33,7 +34,7 @@ PG_CONFIG ?= pg_config
 
 # The scripts must work before there is a pg_config, so PGXS comes in only for
 # other goals.
-scripts = run stop test lint bench valgrind matrix
+scripts = run stop test lint bench valgrind fuzz matrix
 goals = $(filter-out $(scripts), $(or $(MAKECMDGOALS), all))
 ifneq (,$(goals))
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -60,7 +61,7 @@ clean-private:
 	$(MAKE) -C fcgi clean
 	rm -rf var
 
-run stop test lint valgrind matrix:
+run stop test lint valgrind fuzz matrix:
 	@dev/$@
 
 bench:

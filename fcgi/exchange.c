@@ -5,8 +5,8 @@
 #include "exchange.h"
 #include "clock.h"
 #include "config.h"
+#include "fastcgi.h"
 
-#include <fcgiapp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -20,7 +20,7 @@
 const char *
 exchange_param(const Exchange *exchange, const char *name)
 {
-	return FCGX_GetParam(name, exchange->fcgi->envp);
+	return fastcgi_param(exchange->fastcgi, name);
 }
 
 /* ---- the body ---- */
@@ -39,7 +39,7 @@ is_json(const Exchange *exchange)
 Refusal
 exchange_read_json(const Exchange *exchange, Buffer *body)
 {
-	FCGX_Stream *in = exchange->fcgi->in;
+	Fastcgi *fastcgi = exchange->fastcgi;
 	const char *announced = exchange_param(exchange, "CONTENT_LENGTH");
 	long long expected = announced != NULL ? strtoll(announced, NULL, 10) : 0;
 	size_t step = 8192;
@@ -53,24 +53,29 @@ exchange_read_json(const Exchange *exchange, Buffer *body)
 	{
 		size_t room = (size_t) config.max_body - body->length;
 		char *end;
-		int length;
+		char beyond;
+		size_t length;
 
 		if (room == 0)
-			return FCGX_GetChar(in) == EOF ? REFUSAL_NONE : REFUSAL_BODY_TOO_LARGE;
+		{
+			if (fastcgi_read(fastcgi, &beyond, 1) > 0)
+				return REFUSAL_BODY_TOO_LARGE;
+			break;
+		}
 		if (step > room)
 			step = room;
 		end = buffer_reserve(body, step);
 		if (end == NULL)
 			return REFUSAL_INTERNAL_ERROR;
-		length = FCGX_GetStr(end, (int) step, in);
-		body->length += (size_t) length;
-		if ((size_t) length < step)
+		length = fastcgi_read(fastcgi, end, step);
+		body->length += length;
+		if (length < step)
 			break;
 		step = body->length; /* memory follows what has really come */
 	}
 
 	/* A body that was cut off on its way is not one that the client sent. */
-	if (FCGX_GetError(in) != 0 || (long long) body->length < expected)
+	if (!fastcgi->complete || (long long) body->length < expected)
 		return REFUSAL_INVALID_JSON;
 	return REFUSAL_NONE;
 }
@@ -78,15 +83,14 @@ exchange_read_json(const Exchange *exchange, Buffer *body)
 bool
 exchange_drain(const Exchange *exchange)
 {
-	FCGX_Stream *in = exchange->fcgi->in;
 	char trash[4096];
 
 	for (int left = DRAIN_MAX; left > 0; left -= (int) sizeof(trash))
 	{
-		if (FCGX_GetStr(trash, sizeof(trash), in) < (int) sizeof(trash))
-			return FCGX_GetError(in) == 0;
+		if (fastcgi_read(exchange->fastcgi, trash, sizeof(trash)) < sizeof(trash))
+			break;
 	}
-	return false;
+	return exchange->fastcgi->complete;
 }
 
 /* ---- the answer ---- */
@@ -124,7 +128,7 @@ send_head(Exchange *exchange, Buffer *head)
 
 	if (sound)
 	{
-		FCGX_PutStr(head->data, (int) head->length, exchange->fcgi->out);
+		fastcgi_write(exchange->fastcgi, head->data, head->length);
 		exchange->first_byte = clock_ms();
 	}
 	buffer_free(head);
@@ -143,7 +147,7 @@ exchange_answer(Exchange *exchange, Buffer *head, const char *type, const Buffer
 	if (body != NULL && body->failed)
 		buffer_free(head);
 	else if (send_head(exchange, head) && body != NULL)
-		FCGX_PutStr(body->data, (int) body->length, exchange->fcgi->out);
+		fastcgi_write(exchange->fastcgi, body->data, body->length);
 }
 
 void
@@ -215,9 +219,5 @@ exchange_begin_stream(Exchange *exchange)
 bool
 exchange_send(Exchange *exchange, const char *bytes, size_t length)
 {
-	FCGX_Stream *out = exchange->fcgi->out;
-
-	FCGX_PutStr(bytes, (int) length, out);
-	FCGX_FFlush(out);
-	return FCGX_GetError(out) == 0;
+	return fastcgi_write(exchange->fastcgi, bytes, length) && fastcgi_flush(exchange->fastcgi);
 }

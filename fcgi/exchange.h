@@ -23,7 +23,7 @@
 
 typedef struct Exchange
 {
-	struct FCGX_Request *fcgi;
+	struct Fastcgi *fastcgi;
 	Relay *relay; /* the thread's */
 	int client;	  /* readable once the client has gone; -1: not to be watched */
 	char id[33];  /* x-request-id */

@@ -53,6 +53,7 @@ static const struct
 	[REFUSAL_UNSUPPORTED_MEDIA_TYPE] = {415, "Content-Type must be application/json",
 										"UNSUPPORTED_MEDIA_TYPE"},
 	[REFUSAL_RATE_LIMITED] = {429, NULL, NULL}, /* made in refusal_body() */
+	[REFUSAL_HEADERS_TOO_LARGE] = {431, "The headers are too large", "HEADERS_TOO_LARGE"},
 	[REFUSAL_INTERNAL_ERROR] = {500, "The gateway could not make an answer", "INTERNAL_ERROR"},
 	[REFUSAL_UPSTREAM_FAILED] = {502, "The upstream failed", "UPSTREAM_FAILED"},
 	[REFUSAL_DATABASE_UNAVAILABLE] = {503, "API keys cannot be checked at the moment",
@@ -122,6 +123,8 @@ reason(int status)
 			return "Unprocessable Content";
 		case 429:
 			return "Too Many Requests";
+		case 431:
+			return "Request Header Fields Too Large";
 		case 500:
 			return "Internal Server Error";
 		case 502:

@@ -407,7 +407,9 @@ serve(Exchange *exchange, const Endpoint *endpoint)
 	const char *method = exchange_param(exchange, "REQUEST_METHOD");
 	Refusal refusal = REFUSAL_NONE;
 
-	if (endpoint == NULL)
+	if (exchange->fastcgi->oversized)
+		refusal = REFUSAL_HEADERS_TOO_LARGE;
+	else if (endpoint == NULL)
 		refusal = REFUSAL_NOT_FOUND;
 	else if (endpoint->method != NULL && (method == NULL || strcmp(method, endpoint->method) != 0))
 	{
@@ -427,10 +429,11 @@ serve(Exchange *exchange, const Endpoint *endpoint)
 }
 
 bool
-request_serve(FCGX_Request *fcgi, int client, Relay *relay)
+request_serve(Fastcgi *fastcgi, int client, Relay *relay)
 {
 	int64_t begun = clock_us();
-	Exchange exchange = {.fcgi = fcgi, .relay = relay, .client = client, .started = begun / 1000};
+	Exchange exchange = {
+		.fastcgi = fastcgi, .relay = relay, .client = client, .started = begun / 1000};
 	const Endpoint *endpoint = find_endpoint(&exchange);
 
 	if (!make_id(exchange.id))

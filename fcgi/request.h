@@ -5,9 +5,9 @@
 #ifndef REGPILOT_REQUEST_H
 #define REGPILOT_REQUEST_H
 
+#include "fastcgi.h"
 #include "relay.h"
 
-#include <fcgiapp.h>
 #include <stdbool.h>
 
 /*
@@ -16,7 +16,7 @@
  * request was not read to its end, so the connection must be closed, or what
  * is left of this request would be taken for the next.
  */
-extern bool request_serve(FCGX_Request *fcgi, int client, Relay *relay)
+extern bool request_serve(Fastcgi *fastcgi, int client, Relay *relay)
 	__attribute__((warn_unused_result));
 
 #endif

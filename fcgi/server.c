@@ -11,40 +11,19 @@
  * request on it, which cannot be answered: hence not sooner, and the advice in
  * deploy/ to keep fewer connections than there are threads.
  *
- * libfcgi would rather accept by itself, but has no way to stop that in every
- * thread. So a worker hands it a connection that is accepted already and a
- * listening socket that is none. Read in libfcgi 2.4.2 (fcgiapp.c, os_unix.c):
- *
- * - FCGX_Accept_r first finishes the request before, and there closes ipcFd
- *   unless keepConnection is set: so both are set. With ipcFd >= 0 it goes on to
- *   read a request from it, and sets keepConnection as that asks for.
- * - When the peer closes, or sends what is not FastCGI, or SO_RCVTIMEO strikes,
- *   it closes ipcFd and calls OS_Accept(-1), which neither blocks nor exits:
- *   accept() gives EBADF, which is not among the errors it retries, and
- *   FCGX_Accept_r returns an error. The same after a request without
- *   FCGI_KEEP_CONN, when FCGX_Finish_r has closed ipcFd.
- * - Closing (OS_Close) shuts down the sending side and waits up to 2 s at a time
- *   for the peer to close: only a worker waits, not the main thread.
- * - It neither retries EINTR nor EAGAIN: all signals are blocked in workers, and
- *   descriptors stay blocking, with timeouts that count as errors.
- *
- * Each connection has a second descriptor, which libfcgi does not know: with it,
- * the main thread can shut the connection down, and a relay watch it, without
- * the danger that libfcgi has closed the number and another thread reused it.
- *
  * Locking: "lock" protects all of struct server, and the fields of a Worker
  * except where they say otherwise.
  */
 #include "server.h"
 #include "clock.h"
 #include "config.h"
+#include "fastcgi.h"
 #include "log.h"
 #include "metrics.h"
 #include "relay.h"
 #include "request.h"
 
 #include <errno.h>
-#include <fcgiapp.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -65,8 +44,8 @@
  * it; pages that are never touched cost nothing.
  */
 #define STACK_SIZE (1024 * 1024)
-/* Descriptors that a worker may need: two of its connection, three of its relay, one in reserve. */
-#define DESCRIPTORS_EACH 6
+/* Descriptors that a worker may need: its connection, three of its relay, one in reserve. */
+#define DESCRIPTORS_EACH 5
 /* Seconds that a kept connection may be silent: more than a web server keeps one (nginx: 60). */
 #define RECEIVE_TIMEOUT 120
 /* Seconds that a client may refuse to take what we send. */
@@ -136,13 +115,6 @@ server_init(void)
 	sigdelset(&blocked, SIGILL);
 	sigdelset(&blocked, SIGABRT);
 	pthread_sigmask(SIG_SETMASK, &blocked, NULL);
-
-	/* libfcgi puts its own handler where SIGPIPE is ignored, so ignore it after that. */
-	if (FCGX_Init() != 0)
-	{
-		log_line("could not initialise libfcgi");
-		return false;
-	}
 	signal(SIGPIPE, SIG_IGN);
 
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
@@ -250,29 +222,22 @@ may_keep(void)
 static void
 serve_connection(Worker *worker)
 {
-	FCGX_Request request;
+	Fastcgi fastcgi;
+	bool more = true;
 
-	FCGX_InitRequest(&request, -1, 0);
-	request.ipcFd = fcntl(worker->connection, F_DUPFD_CLOEXEC, 0);
-	request.keepConnection = 1;
-	if (request.ipcFd < 0)
+	fastcgi_init(&fastcgi, worker->connection, config.max_threads);
+	for (bool first = true; more; first = false)
 	{
-		log_line("could not duplicate a descriptor: %s", strerror(errno));
-		return;
-	}
-
-	for (bool first = true;; first = false)
-	{
-		bool complete;
-
 		begin_waiting(worker, first);
-		if (FCGX_Accept_r(&request) != 0)
-			return;
-		complete = request_serve(&request, begin_serving(worker), worker->relay);
-		if (!complete || !may_keep())
-			request.keepConnection = 0;
-		FCGX_Finish_r(&request);
+		more = fastcgi_accept(&fastcgi);
+		if (more)
+		{
+			bool complete = request_serve(&fastcgi, begin_serving(worker), worker->relay);
+
+			more = fastcgi_finish(&fastcgi, complete && may_keep());
+		}
 	}
+	fastcgi_close(&fastcgi);
 }
 
 static void *

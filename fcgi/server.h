@@ -10,8 +10,8 @@
 #include <stdbool.h>
 
 /*
- * Prepares the process: blocks signals in all threads to come, initialises
- * libfcgi. To be called before anything starts a thread. False after a message.
+ * Prepares the process: blocks signals in all threads to come. To be called
+ * before anything starts a thread. False after a message.
  */
 extern bool server_init(void) __attribute__((warn_unused_result));
 

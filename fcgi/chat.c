@@ -104,6 +104,8 @@ check_chat(Chat *chat, bool stream_default)
 {
 	const json_t *temperature = chat_member(chat->body, "temperature");
 	const json_t *stream = chat_member(chat->body, "stream");
+	const json_t *options = chat_member(chat->body, "stream_options");
+	const json_t *usage = chat_member(options, "include_usage");
 	Refusal refusal = check_messages(chat_member(chat->body, "messages"));
 
 	if (refusal == REFUSAL_NONE)
@@ -116,7 +118,10 @@ check_chat(Chat *chat, bool stream_default)
 		return REFUSAL_INVALID_TEMPERATURE;
 	if (stream != NULL && !json_is_boolean(stream))
 		return REFUSAL_INVALID_STREAM;
+	if ((options != NULL && !json_is_object(options)) || (usage != NULL && !json_is_boolean(usage)))
+		return REFUSAL_INVALID_STREAM_OPTIONS;
 	chat->stream = stream != NULL ? json_is_true(stream) : stream_default;
+	chat->wants_usage = json_is_true(usage);
 	return REFUSAL_NONE;
 }
 
@@ -195,11 +200,27 @@ chat_free(Chat *chat)
 	chat->body = NULL;
 }
 
-bool
-chat_upstream_body(const Chat *chat, const char *model, Buffer *body)
+/* Appends the stream_options that ask for usage, with what the client has put into them. */
+static bool
+add_stream_options(const Chat *chat, Buffer *added)
 {
-	static const char *const chat_names[] = {"model", "quality", "stream", NULL};
-	static const char *const embeddings_names[] = {"model", "quality", NULL};
+	static const char *const names[] = {"include_usage", NULL};
+	const char *options;
+	size_t length;
+
+	buffer_append_string(added, ",\"stream_options\":");
+	if (chat_member(chat->body, "stream_options") == NULL)
+		return buffer_append_string(added, "{\"include_usage\":true}");
+	return members_find(chat->text, chat->length, "stream_options", &options, &length) &&
+		   members_replace(options, length, names, "\"include_usage\":true", added);
+}
+
+bool
+chat_upstream_body(const Chat *chat, const char *model, bool ask_usage, Buffer *body)
+{
+	static const char *const names[] = {"stream_options", "stream", "model", "quality", NULL};
+	bool asks = chat->stream && ask_usage;
+	int kept = chat->embeds ? 2 : asks ? 0 : 1; /* of the names: those that stay the client's */
 	json_t *name = json_string(model);
 	char *quoted = json_dumps(name, JSON_ENCODE_ANY);
 	Buffer added;
@@ -209,9 +230,8 @@ chat_upstream_body(const Chat *chat, const char *model, Buffer *body)
 	buffer_printf(&added, "\"model\":%s", quoted != NULL ? quoted : "");
 	if (!chat->embeds)
 		buffer_printf(&added, ",\"stream\":%s", chat->stream ? "true" : "false");
-	sound = quoted != NULL && !added.failed &&
-			members_replace(chat->text, chat->length, chat->embeds ? embeddings_names : chat_names,
-							added.data, body);
+	sound = quoted != NULL && !added.failed && (!asks || add_stream_options(chat, &added)) &&
+			members_replace(chat->text, chat->length, names + kept, added.data, body);
 	buffer_free(&added);
 	free(quoted);
 	json_decref(name);
@@ -247,19 +267,31 @@ count(const json_t *value)
 }
 
 bool
-chat_read_usage(const char *text, size_t length, Usage *usage)
+chat_read_usage(const char *text, size_t length, Usage *usage, ChatKind *kind)
 {
 	json_t *answer = json_loadb(text, length, JSON_FLAGS, NULL);
 	const json_t *counts = json_object_get(answer, "usage");
 	bool is_object = json_is_object(answer);
 
+	*kind = counts != NULL ? CHAT_WITH_USAGE : CHAT_WITHOUT_USAGE;
 	if (json_is_object(counts))
 	{
 		usage->prompt_tokens = count(json_object_get(counts, "prompt_tokens"));
 		usage->completion_tokens = count(json_object_get(counts, "completion_tokens"));
+		if (json_array_size(json_object_get(answer, "choices")) == 0 &&
+			json_object_get(answer, "error") == NULL)
+			*kind = CHAT_ALL_USAGE;
 	}
 	json_decref(answer);
 	return is_object;
+}
+
+bool
+chat_strip_usage(const char *text, size_t length, Buffer *chunk)
+{
+	static const char *const names[] = {"usage", NULL};
+
+	return members_replace(text, length, names, "", chunk);
 }
 
 bool

@@ -24,6 +24,7 @@ typedef struct Chat
 	const char *model;	 /* NULL: none asked for */
 	bool embeds;		 /* it is for embeddings */
 	bool stream;		 /* of a chat alone */
+	bool wants_usage;	 /* of a stream: the client has asked for it */
 } Chat;
 
 /* Tokens, by the upstream's count, which may be absurd: the database bounds it; 0: unknown. */
@@ -51,19 +52,32 @@ extern void chat_free(Chat *chat);
 
 /*
  * Appends the body that an upstream gets: as the client wrote it, but for model and
- * stream, and without quality. False: out of memory, or too large.
+ * stream, without quality, and where it asks for a stream with stream_options that ask
+ * for usage as well, if ask_usage. False: out of memory, or too large.
  */
-extern bool chat_upstream_body(const Chat *chat, const char *model, Buffer *body)
+extern bool chat_upstream_body(const Chat *chat, const char *model, bool ask_usage, Buffer *body)
 	__attribute__((warn_unused_result));
 
 /* Appends the text of a message: its content, or the text parts of it. */
 extern void chat_message_text(const json_t *message, Buffer *text);
 
+/* What an answer, or a chunk of a streamed one, says of usage. */
+typedef enum ChatKind
+{
+	CHAT_WITHOUT_USAGE, /* there is no such member */
+	CHAT_WITH_USAGE,	/* there is one, be it null, beside others */
+	CHAT_ALL_USAGE		/* a chunk of nothing else, which comes only to those who asked */
+} ChatKind;
+
 /*
  * Reads the usage in an answer, or in a chunk of a streamed one, and leaves
  * *usage alone when there is none. False when the text is not a JSON object.
  */
-extern bool chat_read_usage(const char *text, size_t length, Usage *usage)
+extern bool chat_read_usage(const char *text, size_t length, Usage *usage, ChatKind *kind)
+	__attribute__((warn_unused_result));
+
+/* Appends the chunk without its usage. */
+extern bool chat_strip_usage(const char *text, size_t length, Buffer *chunk)
 	__attribute__((warn_unused_result));
 
 /* Whether the text is JSON at all. */

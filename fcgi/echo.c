@@ -62,13 +62,14 @@ usage_json(const Usage *usage)
 					 (json_int_t) (usage->prompt_tokens + usage->completion_tokens));
 }
 
-/* Takes over choice and, unless NULL, usage. */
+/* Takes over choice and usage; NULL: there is none. */
 static char *
 answer_text(const char *object, const char *id, const char *model, json_t *choice, json_t *usage)
 {
-	json_t *answer = json_pack("{s:s+,s:s,s:I,s:s,s:[o],s:o*}", "id", "chatcmpl-", id, "object",
-							   object, "created", (json_int_t) time(NULL), "model", model,
-							   "choices", choice, "usage", usage);
+	json_t *choices = choice != NULL ? json_pack("[o]", choice) : json_array();
+	json_t *answer =
+		json_pack("{s:s+,s:s,s:I,s:s,s:o,s:o*}", "id", "chatcmpl-", id, "object", object, "created",
+				  (json_int_t) time(NULL), "model", model, "choices", choices, "usage", usage);
 	char *text = json_dumps(answer, JSON_COMPACT);
 
 	json_decref(answer);
@@ -90,18 +91,27 @@ answer_at_once(UpstreamCall *call, const Buffer *heard, const char *model, const
 	return text != NULL && !call->answer.failed ? UPSTREAM_ANSWERED : UPSTREAM_FAILED;
 }
 
-/* Forwards one chunk and pauses; false when the client has gone. Takes over delta and usage. */
+/*
+ * Forwards one chunk and pauses; false when the client has gone. Takes over delta; NULL:
+ * the chunk is that of the usage.
+ */
 static bool
 forward_chunk(UpstreamCall *call, const char *model, const char *id, json_t *delta,
-			  const char *finish_reason, json_t *usage, int pause)
+			  const char *finish_reason, int pause)
 {
 	struct pollfd client = {.fd = call->client, .events = POLLIN};
-	json_t *choice =
-		json_pack("{s:i,s:o,s:s?}", "index", 0, "delta", delta, "finish_reason", finish_reason);
-	char *text = answer_text("chat.completion.chunk", id, model, choice, usage);
+	json_t *choice = NULL;
+	json_t *usage = NULL;
+	char *text;
 	Buffer event;
 	bool forwarded;
 
+	if (delta != NULL)
+		choice =
+			json_pack("{s:i,s:o,s:s?}", "index", 0, "delta", delta, "finish_reason", finish_reason);
+	if (!call->hides_usage)
+		usage = delta != NULL ? json_null() : usage_json(&call->usage);
+	text = answer_text("chat.completion.chunk", id, model, choice, usage);
 	buffer_init(&event, UPSTREAM_BODY_MAX);
 	buffer_printf(&event, "data: %s\n\n", text != NULL ? text : "{}");
 	free(text);
@@ -118,7 +128,7 @@ answer_in_pieces(UpstreamCall *call, const Buffer *heard, const char *model, con
 	size_t at = 0;
 
 	if (!forward_chunk(call, model, id, json_pack("{s:s,s:s}", "role", "assistant", "content", ""),
-					   NULL, NULL, 0))
+					   NULL, 0))
 		return UPSTREAM_CLIENT_GONE;
 
 	while (at < heard->length)
@@ -130,12 +140,13 @@ answer_in_pieces(UpstreamCall *call, const Buffer *heard, const char *model, con
 		if (strspn(rest + length, WHITE) == heard->length - at - length)
 			length = heard->length - at;
 		if (!forward_chunk(call, model, id, json_pack("{s:s%}", "content", rest, length), NULL,
-						   NULL, PAUSE))
+						   PAUSE))
 			return UPSTREAM_CLIENT_GONE;
 		at += length;
 	}
 
-	if (!forward_chunk(call, model, id, json_object(), "stop", usage_json(&call->usage), 0) ||
+	if (!forward_chunk(call, model, id, json_object(), "stop", 0) ||
+		(!call->hides_usage && !forward_chunk(call, model, id, NULL, NULL, 0)) ||
 		!call->forward(call->context, done, sizeof(done) - 1))
 		return UPSTREAM_CLIENT_GONE;
 	return UPSTREAM_ANSWERED;

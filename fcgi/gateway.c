@@ -38,13 +38,40 @@ choose_model(Exchange *exchange, const Route *route, const Chat *chat)
 		   asprintf(&exchange->model_path, "%s/%s", route->upstream, exchange->model) >= 0;
 }
 
+/* Sends the request to an upstream. */
+static UpstreamResult
+ask(Exchange *exchange, const Chat *chat, bool ask_usage, UpstreamCall *call)
+{
+	UpstreamResult result = UPSTREAM_FAILED;
+	Buffer body;
+
+	buffer_init(&body, SIZE_MAX / 2);
+	if (chat_upstream_body(chat, exchange->model, ask_usage, &body))
+	{
+		call->body = body.data;
+		call->body_length = body.length;
+		result = relay_call(exchange->relay, call);
+	}
+	buffer_free(&body);
+	return result;
+}
+
+/* Whether an upstream has refused a request for what we have added to it. */
+static bool
+refuses_options(const Chat *chat, const UpstreamCall *call)
+{
+	static const char name[] = "stream_options";
+
+	return chat->stream && !chat->wants_usage && (call->status == 400 || call->status == 422) &&
+		   memmem(call->answer.data, call->answer.length, name, sizeof(name) - 1) != NULL;
+}
+
 /* Asks one upstream. */
 static UpstreamResult
 try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall *call)
 {
 	char secret[SECRET_SIZE];
-	Buffer body;
-	UpstreamResult result = UPSTREAM_FAILED;
+	UpstreamResult result;
 
 	if (strcmp(route->base_url, "builtin:echo") == 0)
 		return echo_call(call, chat, exchange->model, exchange->id);
@@ -60,14 +87,14 @@ try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall
 		}
 		call->secret = secret;
 	}
-	buffer_init(&body, SIZE_MAX / 2);
-	if (chat_upstream_body(chat, exchange->model, &body))
+	result = ask(exchange, chat, true, call);
+	if (result == UPSTREAM_ANSWERED && refuses_options(chat, call))
 	{
-		call->body = body.data;
-		call->body_length = body.length;
-		result = relay_call(exchange->relay, call);
+		/* Better an answer whose tokens are not known than none. */
+		buffer_free(&call->answer);
+		call->status = 0;
+		result = ask(exchange, chat, false, call);
 	}
-	buffer_free(&body);
 	explicit_bzero(secret, sizeof(secret));
 	return result;
 }
@@ -113,6 +140,7 @@ relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 	{
 		UpstreamCall call = {
 			.stream = chat->stream,
+			.hides_usage = !chat->wants_usage,
 			.client = exchange->client,
 			.forward = forward_event,
 			.context = exchange,

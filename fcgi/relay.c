@@ -52,6 +52,8 @@ typedef struct Transfer
 	BodyKind kind;
 	Stop stop;
 	SseParser events;
+	Buffer chunk; /* an event's data and the event, without usage */
+	Buffer stripped;
 	bool forwarded; /* an event has reached the client */
 	bool done;		/* [DONE] has */
 	int64_t done_at;
@@ -108,11 +110,24 @@ stop(Transfer *transfer, Stop why, const char *problem)
 	return false;
 }
 
+/* Makes an event without its usage, in transfer->stripped. */
+static bool
+strip_usage(Transfer *transfer, const SseEvent *event)
+{
+	buffer_consume(&transfer->chunk, transfer->chunk.length);
+	buffer_consume(&transfer->stripped, transfer->stripped.length);
+	return chat_strip_usage(event->data, event->data_length, &transfer->chunk) &&
+		   sse_replace_data(event, &transfer->chunk, &transfer->stripped);
+}
+
 /* Judges and forwards one event; false when the transfer is to end. */
 static bool
 on_event(Transfer *transfer, const SseEvent *event)
 {
 	UpstreamCall *call = transfer->call;
+	ChatKind kind = CHAT_WITHOUT_USAGE;
+	const char *text = event->text;
+	size_t length = event->length;
 
 	if (transfer->done)
 		return true;
@@ -128,12 +143,24 @@ on_event(Transfer *transfer, const SseEvent *event)
 		transfer->done = true;
 		transfer->done_at = clock_ms();
 	}
-	else if (!chat_read_usage(event->data, event->data_length, &call->usage))
+	else if (!chat_read_usage(event->data, event->data_length, &call->usage, &kind))
 		return stop(transfer, STOP_GARBAGE, "an event was not a JSON object");
 
 	if (contains_secret(call, event->text, event->length))
 		return stop(transfer, STOP_GARBAGE, "the answer contained the secret");
-	if (!call->forward(call->context, event->text, event->length))
+	if (call->hides_usage)
+	{
+		if (kind == CHAT_ALL_USAGE)
+			return true;
+		if (kind == CHAT_WITH_USAGE)
+		{
+			if (!strip_usage(transfer, event))
+				return stop(transfer, STOP_GARBAGE, "an event was too large");
+			text = transfer->stripped.data;
+			length = transfer->stripped.length;
+		}
+	}
+	if (!call->forward(call->context, text, length))
 		return stop(transfer, STOP_CLIENT_GONE, "the client has gone");
 	transfer->forwarded = true;
 	return true;
@@ -338,6 +365,7 @@ judge(Transfer *transfer, CURLcode code)
 	UpstreamCall *call = transfer->call;
 	UpstreamResult failed = transfer->forwarded ? UPSTREAM_BROKEN_OFF : UPSTREAM_FAILED;
 	UpstreamResult too_late = transfer->forwarded ? UPSTREAM_FELL_SILENT : UPSTREAM_TIMED_OUT;
+	ChatKind kind;
 	long status = 0;
 
 	switch (transfer->stop)
@@ -367,8 +395,9 @@ judge(Transfer *transfer, CURLcode code)
 		snprintf(call->problem, sizeof(call->problem), "the stream ended before [DONE]");
 	else if (status == 200 && call->stream)
 		snprintf(call->problem, sizeof(call->problem), "the answer was not an event stream");
-	else if (status == 200 ? !chat_read_usage(call->answer.data, call->answer.length, &call->usage)
-						   : !chat_is_json(call->answer.data, call->answer.length))
+	else if (status == 200
+				 ? !chat_read_usage(call->answer.data, call->answer.length, &call->usage, &kind)
+				 : !chat_is_json(call->answer.data, call->answer.length))
 		snprintf(call->problem, sizeof(call->problem), "the answer was not JSON, status %ld",
 				 status);
 	else if (contains_secret(call, call->answer.data, call->answer.length))
@@ -392,6 +421,8 @@ relay_call(Relay *relay, UpstreamCall *call)
 	snprintf(call->problem, sizeof(call->problem), "could not be called");
 	buffer_init(&url, 8192);
 	sse_init(&transfer.events, EVENT_MAX);
+	buffer_init(&transfer.chunk, EVENT_MAX);
+	buffer_init(&transfer.stripped, EVENT_MAX);
 
 	buffer_append_string(&url, call->base_url);
 	while (url.length > 0 && url.data[url.length - 1] == '/')
@@ -415,6 +446,8 @@ relay_call(Relay *relay, UpstreamCall *call)
 		explicit_bzero(header->data, strlen(header->data));
 	curl_slist_free_all(headers);
 	sse_free(&transfer.events);
+	buffer_free(&transfer.chunk);
+	buffer_free(&transfer.stripped);
 	buffer_free(&url);
 	return result;
 }

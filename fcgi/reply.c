@@ -29,6 +29,9 @@ static const struct
 	[REFUSAL_INVALID_MODEL] = {400, "Invalid model. Must be a name of 1 to 200 characters",
 							   "INVALID_MODEL"},
 	[REFUSAL_INVALID_STREAM] = {400, "Invalid stream. Must be true or false", "INVALID_STREAM"},
+	[REFUSAL_INVALID_STREAM_OPTIONS] =
+		{400, "Invalid stream_options. Must be an object, its include_usage true or false",
+		 "INVALID_STREAM_OPTIONS"},
 	[REFUSAL_INVALID_PERMISSION] = {400,
 									"Invalid permission. Must be gateway:read, gateway:write, "
 									"logs:read or analytics:read",

@@ -51,6 +51,13 @@ sse_feed(SseParser *parser, const char *bytes, size_t length)
 	return true;
 }
 
+static bool
+is_data(const char *line, const char *newline)
+{
+	return newline - line >= 4 && memcmp(line, "data", 4) == 0 &&
+		   (newline == line + 4 || line[4] == ':');
+}
+
 /* Collects the values of the event's data fields. */
 static void
 read_data(SseParser *parser, const char *line, const char *end)
@@ -64,8 +71,7 @@ read_data(SseParser *parser, const char *line, const char *end)
 		const char *newline = memchr(line, '\n', (size_t) (end - line));
 		const char *value = line + 5;
 
-		if (newline - line >= 4 && memcmp(line, "data", 4) == 0 &&
-			(newline == line + 4 || line[4] == ':'))
+		if (is_data(line, newline))
 		{
 			if (!first)
 				buffer_append(data, "\n", 1);
@@ -110,4 +116,35 @@ sse_next(SseParser *parser, SseEvent *event)
 	event->data = parser->data.length > 0 ? parser->data.data : "";
 	event->data_length = parser->data.length;
 	return true;
+}
+
+bool
+sse_replace_data(const SseEvent *event, const Buffer *data, Buffer *result)
+{
+	const char *end = event->text + event->length;
+	bool first = true;
+
+	for (const char *line = event->text; line < end;)
+	{
+		const char *newline = memchr(line, '\n', (size_t) (end - line));
+
+		if (!is_data(line, newline))
+			buffer_append(result, line, (size_t) (newline + 1 - line));
+		else if (first)
+		{
+			size_t from = result->length;
+
+			first = false;
+			buffer_append_string(result, "data: ");
+			buffer_append(result, data->data, data->length);
+			for (size_t i = from; i < result->length; i++)
+			{
+				if (result->data[i] == '\n')
+					result->data[i] = ' ';
+			}
+			buffer_append(result, "\n", 1);
+		}
+		line = newline + 1;
+	}
+	return !result->failed;
 }

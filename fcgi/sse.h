@@ -39,4 +39,11 @@ extern bool sse_feed(SseParser *parser, const char *bytes, size_t length)
 /* The next complete event, valid until the next call with this parser; false when there is none. */
 extern bool sse_next(SseParser *parser, SseEvent *event);
 
+/*
+ * Appends the event with its data replaced, by a text in which a newline means no
+ * more than a space: so it is one line.
+ */
+extern bool sse_replace_data(const SseEvent *event, const Buffer *data, Buffer *result)
+	__attribute__((warn_unused_result));
+
 #endif

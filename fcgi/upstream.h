@@ -31,7 +31,8 @@ typedef struct UpstreamCall
 	const char *body;	/* JSON */
 	size_t body_length;
 	bool stream;
-	int client; /* readable once the client has gone; -1: it stays to the end */
+	bool hides_usage; /* the usage in a stream is for us, not for the client */
+	int client;		  /* readable once the client has gone; -1: it stays to the end */
 
 	/* Passes an event on to the client; false when that has gone. */
 	bool (*forward)(void *context, const char *event, size_t length);

@@ -21,6 +21,9 @@ $site->add_routes(
 	[ 'vendor/big model', 'plain', 'ok', 3 ],
 	[ 'small-embedding', 'plain', 'embed', 5 ],
 	[ 'fast-upstream', 'plain', 'ok', 6 ],
+	[ 'odd', 'plain', 'odd-stream', 7 ],
+	[ 'no-options', 'plain', 'no-options', 8 ],
+	[ 'tools', 'plain', 'tools', 9 ],
 	[ "na\xc3\xafve", 'plain', 'ok', 4 ]);
 
 # --- models
@@ -46,7 +49,8 @@ is_deeply(
 		object => 'list',
 		data => [ model('fast', 'builtin'), model('mark-1', 'builtin'), model('vendor/big model', 'plain'),
 			model("na\x{ef}ve", 'plain'),
-			model('small-embedding', 'plain'), model('fast-upstream', 'plain') ],
+			model('small-embedding', 'plain'), model('fast-upstream', 'plain'),
+			map { model($_, 'plain') } qw(odd no-options tools) ],
 	},
 	'models: each alias once, by priority, without tiers and "*"');
 is($site->get('/v1/models', "X-API-Key: $writer")->{body}, $body{forbidden}, 'models: ask for gateway:read');
@@ -133,6 +137,112 @@ foreach my $members (qq($name,"a":1e400), qq($name,"a":-1e400), qq($name,"a\\u00
 {
 	is(sent($members), 'INVALID_JSON', "refused: $members");
 }
+
+# --- usage in streams: always asked for, shown to who asked
+
+my %default = ('/api/ai/chat' => [], '/v1/chat/completions' => [ stream => JSON::PP::true ]);
+my ($user_id, $user) = $site->create_key(plan => 'growth');
+
+sub streamed
+{
+	my ($path, %member) = @_;
+	return $site->post($path, user_message(@{ $default{$path} }, %member), "X-API-Key: $user");
+}
+
+# Tokens of the key so far, once so many requests have been recorded.
+my $streamed = 0;
+sub tokens
+{
+	my ($requests) = @_;
+	$streamed += $requests;
+	wait_until('the outcomes', sub { $site->sql(
+		"SELECT count(*) FROM regpilot.request_log WHERE key_id = '$user_id'") == $streamed });
+	$site->sql('SELECT regpilot.flush_usage()');
+	return $site->sql("SELECT sum(prompt_tokens), sum(completion_tokens) FROM regpilot.key_usage WHERE key_id = '$user_id'");
+}
+
+foreach my $path (sort keys %default)
+{
+	my @before = split /\|/, tokens(0);
+	foreach my $options (undef, {}, { include_usage => JSON::PP::false }, { include_usage => undef, other => [7] })
+	{
+		$answer = streamed($path, model => 'tools', tools => [ { function => { name => 'f' } } ],
+			$options ? (stream_options => $options) : ());
+		is((events($answer->{body}))[-1], '[DONE]', "$path: a stream");
+		unlike($answer->{body}, qr/usage/, "$path: usage that was not asked for is not there");
+		is(scalar(grep { !@{ $_->{choices} } } grep { ref } events($answer->{body})), 0, "$path: nor is its chunk");
+		is_deeply($site->last_request->{body}{stream_options},
+			{ %{ $options // {} }, include_usage => JSON::PP::true }, "$path: but we ask");
+	}
+	is(tokens(4), ($before[0] // 0) + 4 * 7 . '|' . (($before[1] // 0) + 4 * 5), "$path: and record");
+
+	$answer = streamed($path, model => 'tools', tools => [ { function => { name => 'f' } } ],
+		stream_options => { include_usage => JSON::PP::true, other => 1 });
+	is_deeply($site->last_request->{body}{stream_options}, { include_usage => JSON::PP::true, other => 1 }, "$path: asked");
+	my @chunks = grep { ref } events($answer->{body});
+	my $last = pop @chunks;
+	is_deeply([ $last->{choices}, $last->{usage} ],
+		[ [], { prompt_tokens => 7, completion_tokens => 5, total_tokens => 12 } ], "$path: the chunk of usage");
+	is(scalar(grep { exists $_->{usage} && !defined $_->{usage} } @chunks), scalar @chunks, "$path: null in the others");
+
+	# the embedded upstream
+	$answer = streamed($path);
+	unlike($answer->{body}, qr/usage/, "$path, echo: not asked");
+	$answer = streamed($path, stream_options => { include_usage => JSON::PP::true });
+	@chunks = grep { ref } events($answer->{body});
+	$last = pop @chunks;
+	is_deeply([ $last->{choices}, $last->{usage} ],
+		[ [], { prompt_tokens => 1, completion_tokens => 1, total_tokens => 2 } ], "$path, echo: the chunk of usage");
+	is(scalar(grep { exists $_->{usage} && !defined $_->{usage} } @chunks), scalar @chunks, "$path, echo: null in the others");
+	is(tokens(3), ($before[0] // 0) + 5 * 7 + 2 . '|' . (($before[1] // 0) + 5 * 5 + 2), "$path, echo: recorded");
+
+	# what has none passes as it is
+	$answer = streamed($path, model => 'odd');
+	is($answer->{body}, <<~'EVENTS', "$path: no more is changed than has to be");
+		event: chunk
+		id: 7
+		data: { "choices" : [ {"delta":{"content":"a", "usage":1}} ], "n":1.50 }
+
+		: a comment
+
+		data: {"choices":[],"filter":[1]}
+
+		event: chunk
+		data: {"choices":[{"delta":{"content":"b"}}]}
+		id: 8
+
+		data: [DONE]
+
+		EVENTS
+	$answer = streamed($path, model => 'odd', stream_options => { include_usage => JSON::PP::true });
+	like($answer->{body}, qr/^data:\{"choices":\[\],"filter":\[1\],"usage":null\}\n/m, "$path: all of it when asked");
+	is(scalar(() = $answer->{body} =~ /\n\n/g), 7, "$path: each event");
+
+	# an upstream that does not know the option
+	foreach my $status (400, 422)
+	{
+		$answer = streamed($path, model => 'no-options', user => "$status");
+		is(text_of($answer), 'one two three four five ', "$path: asked again without the option after $status");
+		ok(!exists $site->last_request->{body}{stream_options}, "$path: which was not the client's");
+	}
+	$answer = streamed($path, model => 'no-options', user => '400', stream_options => { include_usage => JSON::PP::true });
+	is($answer->{status}, 400, "$path: the client's own is for the client to mend");
+	$answer = streamed($path, model => 'no-options', user => '400', stream_options => { other => 1 });
+	is($answer->{status}, 400, "$path: and so is that of its own, without ours");
+	is_deeply($site->last_request->{body}{stream_options}, { other => 1 }, "$path: as it came");
+	tokens(6);
+
+	foreach my $bad ('x', 7, [], JSON::PP::true, { include_usage => 1 }, { include_usage => 'true' })
+	{
+		is(streamed($path, stream_options => $bad)->{json}{code}, 'INVALID_STREAM_OPTIONS', "$path: bad stream_options");
+	}
+	tokens(6);
+}
+is(sent(qq($name,"stream_options":{"include_usage":false})), ours(',"stream_options":{"include_usage":false}'),
+	'options of what is no stream are left alone');
+sent(qq($name,"stream":true,"stream_options":{"a":0.10,"include_us\\u0061ge":false,"INCLUDE_USAGE":false},"stream_Options":1));
+is($site->last_request->{raw},
+	qq({"model":"ok","stream":true,"stream_options":{"include_usage":true,"a":0.10},$messages}), 'options in their place');
 
 # --- embeddings
 

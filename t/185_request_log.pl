@@ -82,7 +82,7 @@ my @requests = (
 	[ sub { $site->chat($key, @prompt) }, 200, 'echo', 1, 1 ],
 	[ sub { $site->chat($key, @prompt, model => 'ok', stream => $object) }, 200, 'ok', 7, 5 ],
 	[ sub { $site->chat($key, @prompt, model => 'ok', stream_options => { include_usage => JSON::PP::true }) }, 200, 'ok', 7, 5 ],
-	[ sub { $site->chat($key, @prompt, model => 'ok') }, 200, 'ok', 0, 0 ],
+	[ sub { $site->chat($key, @prompt, model => 'ok') }, 200, 'ok', 7, 5 ],
 	[ sub { $site->chat($key, @prompt, model => 'slow', stream => $object) }, 200, 'slow', 7, 5 ],
 	[ sub { $site->chat($key, @prompt, model => 'absurd-usage', stream => $object) }, 200, 'absurd-usage', 2147483647, 0 ],
 	[ sub { $site->chat($key, @prompt, model => 'error-500') }, 502, 'error-500', 0, 0 ],

@@ -207,6 +207,30 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"object": "chat.completion", "model": self.model, "choices": [],
                           "usage": {"prompt_tokens": 2**63 - 1, "completion_tokens": -2**63}})
 
+    def odd_stream(self):
+        """Events as no SDK would write them, the usage in several of them."""
+        self.start_stream()
+        for event in self.ODD_EVENTS:
+            self.send_data(event)
+        self.wfile.write(b"0\r\n\r\n")
+
+    ODD_EVENTS = [
+        "event: chunk\nid: 7\ndata: { \"choices\" : [ {\"delta\":{\"content\":\"a\", \"usage\":1}} ], \"n\":1.50 }\n\n",
+        ": a comment\n\n",
+        "data:{\"choices\":[],\"filter\":[1],\"usage\":null}\n\n",
+        "event: chunk\ndata: {\"usage\" : {\"prompt_tokens\":1,\"completion_tokens\":1},\ndata: "
+        "\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\nid: 8\n\n",
+        "data: {\"choices\":[],\"us\\u0061ge\":{\"prompt_tokens\":3e0,\"completion_tokens\":18446744073709551615}}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n",
+        "data: [DONE]\n\n",
+    ]
+
+    def no_options(self):
+        """Knows no stream_options, and says so with the status that the user names."""
+        if "stream_options" in self.body:
+            return self.answer_error(int(self.body["user"]), "unknown member: stream_options")
+        self.stream(WORDS, 0)
+
     def error_500(self):
         self.answer_error(500, "internal: " + self.headers.get("Authorization", ""))
 
@@ -233,7 +257,7 @@ class Handler(BaseHTTPRequestHandler):
         "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "stuck": hang, "garbage": garbage,
         "not-an-object": not_an_object, "error-500": error_500, "error-429": error_429,
         "error-400": error_400, "secret-400": secret_400, "secret-401": secret_401,
-        "redirect": redirect, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
+        "redirect": redirect, "odd-stream": odd_stream, "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
     }
 
     def do_POST(self):

@@ -802,6 +802,16 @@ authorizer_ask(const char *key, size_t key_length, const char *permission, const
 	verdicts[answer->verdict]++;
 }
 
+bool
+authorizer_works(void)
+{
+	static const char nobody[] = "nobody";
+	Authorization answer;
+
+	authorizer_ask(nobody, sizeof(nobody) - 1, NULL, NULL, &answer);
+	return answer.verdict != VERDICT_UNAVAILABLE;
+}
+
 void
 authorizer_metrics(Buffer *out)
 {

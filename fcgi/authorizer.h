@@ -74,6 +74,9 @@ extern void authorizer_finish(void);
 extern void authorizer_ask(const char *key, size_t key_length, const char *permission,
 						   const char *environment, Authorization *answer);
 
+/* Whether a verdict can be had at the moment: asks about a key that nobody has. */
+extern bool authorizer_works(void);
+
 extern void authorizer_metrics(Buffer *out);
 
 #endif

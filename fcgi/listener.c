@@ -4,6 +4,7 @@
  */
 #include "listener.h"
 #include "config.h"
+#include "handover.h"
 #include "log.h"
 
 #include <errno.h>
@@ -102,7 +103,7 @@ failed:
 int
 listener_open(void)
 {
-	int fd = config.listen != NULL ? open_socket() : take_over();
+	int fd = handover_expected() || config.listen == NULL ? take_over() : open_socket();
 
 	/* A connection may be gone again between poll() and accept(). */
 	if (fd >= 0)

@@ -189,9 +189,10 @@ log_begin(Buffer *line, const char *level)
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &utc);
 	buffer_init(line, LINE_MAX_SIZE);
-	buffer_printf(line, "{\"time\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ\",\"level\":\"%s\"",
+	buffer_printf(line,
+				  "{\"time\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ\",\"pid\":%d,\"level\":\"%s\"",
 				  utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min,
-				  utc.tm_sec, now.tv_nsec / 1000000, level);
+				  utc.tm_sec, now.tv_nsec / 1000000, (int) getpid(), level);
 }
 
 void

@@ -4,6 +4,7 @@
  */
 #include "authorizer.h"
 #include "config.h"
+#include "handover.h"
 #include "listener.h"
 #include "log.h"
 #include "recorder.h"
@@ -88,9 +89,16 @@ main(int argc, char **argv)
 		log_stop();
 		return EXIT_FAILURE;
 	}
+	if (handover_expected() && !authorizer_works())
+	{
+		log_line("cannot authorize: not taking over");
+		log_stop();
+		return EXIT_FAILURE;
+	}
 	log_info("listening on %s", config.listen != NULL ? config.listen : "descriptor 0");
+	handover_serving();
 
-	idle = server_run(listener);
+	idle = server_run(listener, argv);
 	recorder_stop();
 	log_stop();
 	if (!idle)

@@ -18,6 +18,7 @@
 #include "clock.h"
 #include "config.h"
 #include "fastcgi.h"
+#include "handover.h"
 #include "log.h"
 #include "metrics.h"
 #include "relay.h"
@@ -58,6 +59,15 @@
 #define PRESS_INTERVAL 1000
 /* ms between two messages that connections wait */
 #define COMPLAINT_INTERVAL 60000
+/* ms that a new process may take until it serves */
+#define HANDOVER_WAIT 30000
+/*
+ * ms without a request, after which a kept connection is closed when we end: a web
+ * server may send another request on it at that moment, which would be lost. More
+ * where another process serves already and nobody waits for us to end.
+ */
+#define LINGER 500
+#define LINGER_HANDED_OVER 10000
 /* ms that cut-off answers get to notice */
 #define CUT_OFF_GRACE 2000
 
@@ -92,10 +102,11 @@ static struct
 	int count;				   /* of all */
 	bool full;				   /* a connection waits until a worker becomes idle */
 	bool pressed;			   /* the next answer is to be the last on its connection */
-	bool stopping;
-	pthread_cond_t ended; /* a worker has: count fell */
-	int idle_event;		  /* eventfd: a worker became idle while full */
-	int signals;		  /* signalfd */
+	bool stopping;			   /* no connection is kept any more */
+	bool closing;			   /* none waits for a request any more */
+	pthread_cond_t ended;	   /* a worker has: count fell */
+	int idle_event;			   /* eventfd: a worker became idle while full */
+	int signals;			   /* signalfd */
 	pthread_attr_t thread_attributes;
 } server;
 
@@ -177,7 +188,7 @@ begin_waiting(Worker *worker, bool first)
 		worker->kept_since = clock_ms();
 		TAILQ_INSERT_TAIL(&server.kept, worker, kept_link);
 	}
-	if (server.stopping)
+	if (server.closing)
 		close_receiving(worker);
 	pthread_mutex_unlock(&lock);
 }
@@ -455,7 +466,7 @@ accept_connection(int listener)
 	}
 }
 
-/* Lets workers go that wait for a request or a connection, and the others after their answer. */
+/* Keeps no connection any more, and lets workers go that have none. */
 static void
 begin_stopping(void)
 {
@@ -464,10 +475,22 @@ begin_stopping(void)
 	pthread_mutex_lock(&lock);
 	server.stopping = true;
 	LIST_FOREACH(worker, &server.all, all)
+	pthread_cond_signal(&worker->wake);
+	pthread_mutex_unlock(&lock);
+}
+
+/* Lets workers go that still wait for a request, and the others after their answer. */
+static void
+close_waiting(void)
+{
+	Worker *worker;
+
+	pthread_mutex_lock(&lock);
+	server.closing = true;
+	LIST_FOREACH(worker, &server.all, all)
 	{
 		if (worker->state == WORKER_WAITING)
 			close_receiving(worker);
-		pthread_cond_signal(&worker->wake);
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -502,41 +525,101 @@ cut_off_answers(void)
 	pthread_mutex_unlock(&lock);
 }
 
-bool
-server_run(int listener)
+/* Whether a SIGHUP is a terminal's that has gone, rather than somebody's wish for a new process. */
+static bool
+is_hangup(const struct signalfd_siginfo *signal)
 {
-	struct pollfd ready[] = {
-		{.fd = server.signals, .events = POLLIN},
-		{.fd = server.idle_event, .events = POLLIN},
-		{.fd = listener, .events = POLLIN},
-	};
-	eventfd_t ignored;
+	return signal->ssi_code == SI_KERNEL;
+}
 
-	while (ready[0].revents == 0)
+/* Serves until a signal ends it, or a new process has taken over: then true. */
+static bool
+serve(int listener, char **argv)
+{
+	enum
 	{
-		int count = poll(ready, 3, ready[2].fd < 0 ? PRESS_INTERVAL : -1);
+		SIGNAL,
+		IDLE,
+		LISTENER,
+		HANDOVER,
+		DESCRIPTORS
+	};
+	struct pollfd ready[DESCRIPTORS] = {
+		[SIGNAL] = {.fd = server.signals, .events = POLLIN},
+		[IDLE] = {.fd = server.idle_event, .events = POLLIN},
+		[LISTENER] = {.fd = listener, .events = POLLIN}, /* -1: until a worker is idle */
+		[HANDOVER] = {.fd = -1, .events = POLLIN},		 /* -1: no new process has been started */
+	};
+	int64_t handover_deadline = 0;
 
+	for (;;)
+	{
+		int timeout = -1;
+		int count;
+
+		if (ready[LISTENER].fd < 0)
+			timeout = PRESS_INTERVAL;
+		else if (ready[HANDOVER].fd >= 0)
+			timeout = clock_remaining(handover_deadline);
+		count = poll(ready, DESCRIPTORS, timeout);
 		if (count < 0)
 			continue;
-		if (count == 0)
+		if (count == 0 && ready[LISTENER].fd < 0)
 			press();
-		if (ready[1].revents != 0)
+
+		if (ready[SIGNAL].revents != 0)
 		{
-			eventfd_read(server.idle_event, &ignored);
-			ready[2].fd = listener;
+			struct signalfd_siginfo signal;
+
+			if (read(server.signals, &signal, sizeof(signal)) != sizeof(signal))
+				continue;
+			if (signal.ssi_signo != SIGHUP || is_hangup(&signal))
+				return false;
+			if (ready[HANDOVER].fd < 0)
+			{
+				ready[HANDOVER].fd = handover_begin(listener, argv);
+				handover_deadline = clock_ms() + HANDOVER_WAIT;
+			}
 		}
-		if (ready[2].revents != 0)
+		if (ready[HANDOVER].fd >= 0 &&
+			(ready[HANDOVER].revents != 0 || clock_remaining(handover_deadline) == 0))
+		{
+			if (handover_finish(ready[HANDOVER].fd))
+				return true;
+			ready[HANDOVER].fd = -1;
+		}
+		if (ready[IDLE].revents != 0)
+		{
+			eventfd_t ignored;
+
+			eventfd_read(server.idle_event, &ignored);
+			ready[LISTENER].fd = listener;
+		}
+		if (ready[LISTENER].revents != 0)
 		{
 			if (has_worker())
 				accept_connection(listener);
 			else
-				ready[2].fd = -1; /* poll() passes over it until a worker is idle */
+				ready[LISTENER].fd = -1;
 		}
 	}
+}
 
+bool
+server_run(int listener, char **argv)
+{
+	bool handed_over = serve(listener, argv);
+	int64_t deadline = clock_ms() + config.shutdown_grace;
+	int linger = handed_over ? LINGER_HANDED_OVER : LINGER;
+
+	if (!handed_over)
+		handover_stopping();
 	close(listener);
 	begin_stopping();
-	if (wait_for_workers(config.shutdown_grace))
+	if (wait_for_workers(linger < config.shutdown_grace ? linger : config.shutdown_grace))
+		return true;
+	close_waiting();
+	if (wait_for_workers(clock_remaining(deadline)))
 		return true;
 	cut_off_answers();
 	return wait_for_workers(CUT_OFF_GRACE);

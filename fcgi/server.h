@@ -16,10 +16,12 @@
 extern bool server_init(void) __attribute__((warn_unused_result));
 
 /*
- * Serves until SIGTERM or SIGINT, then until the running answers are complete
- * or config.shutdown_grace is over. False when threads are still busy then.
+ * Serves until SIGTERM, SIGINT or SIGQUIT, or until a new process, which SIGHUP
+ * starts with these arguments, has taken over; then until the running answers
+ * are complete or config.shutdown_grace is over. False when threads are still
+ * busy then.
  */
-extern bool server_run(int listener);
+extern bool server_run(int listener, char **argv);
 
 extern void server_metrics(Buffer *out);
 

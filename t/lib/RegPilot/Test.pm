@@ -218,7 +218,7 @@ sub spawn
 	if ($pid == 0)
 	{
 		@ENV{ keys %$env } = values %$env;
-		open STDIN, '<', '/dev/null';
+		$self->{inherited} ? open STDIN, '<&', $self->{inherited} : open STDIN, '<', '/dev/null';
 		open STDOUT, '>>', $log;
 		open STDERR, '>&', \*STDOUT;
 		exec { $command[0] } @command or POSIX::_exit(127);
@@ -226,7 +226,7 @@ sub spawn
 	return $pid;
 }
 
-sub responder_binary { return getcwd() . '/fcgi/build/regpilot-fcgi' }
+sub responder_binary { return $_[0]{binary} // getcwd() . '/fcgi/build/regpilot-fcgi' }
 sub responder_socket { return "$_[0]{dir}/responder.sock" }
 sub responder_pid { return $_[0]{responder} }
 
@@ -260,7 +260,10 @@ sub start_responder
 		20);
 }
 
-# Sends a signal and returns the exit status as wait() gives it.
+# Whether there is such a process that has not ended; one that nobody has waited for has.
+sub is_running { return defined readlink "/proc/$_[0]/exe" }
+
+# Sends a signal and returns the exit status as wait() gives it, if it is a child of ours.
 sub end_responder
 {
 	my ($self, $signal) = @_;
@@ -274,7 +277,7 @@ sub reap
 	kill $signal, $pid;
 	eval {
 		wait_until("process $pid to end",
-			sub { waitpid($pid, POSIX::WNOHANG()) == $pid && defined($status = $?) }, $seconds);
+				sub { waitpid($pid, POSIX::WNOHANG()) == $pid ? defined($status = $?) : !is_running($pid) }, $seconds);
 	} or do { kill 'KILL', $pid; waitpid $pid, 0; die $@ };
 	return $status;
 }

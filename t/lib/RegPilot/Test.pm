@@ -1,5 +1,5 @@
 # A whole RegPilot for a test: PostgreSQL with the extension, the responder,
-# nginx and upstreams, all private to the test and gone with it.
+# a web server and upstreams, all private to the test and gone with it.
 #
 #   my $site = RegPilot::Test->new(env => { REGPILOT_MAX_THREADS => 4 });
 #   my ($key_id, $key) = $site->create_key(plan => 'free');
@@ -52,6 +52,38 @@ my $json = JSON::PP->new->utf8->canonical->allow_nonref;
 my $test_name = ($0 =~ m{([^/]+)\.pl$})[0];
 my @sites;
 my $keys_made = 0;
+
+# The web servers: what of fcgi/deploy/ they are started with, how, in the foreground, and
+# how they are told to read it again: by a signal or a command.
+my %web_server = (
+	nginx => {
+		files => ['nginx.conf'],
+		start => [ qw(/usr/sbin/nginx -p @PREFIX@ -c @PREFIX@/nginx.conf -g), 'daemon off;' ],
+		reload => 'HUP',
+	},
+	'nginx-auth' => {
+		files => ['nginx-auth.conf'],
+		start => [ qw(/usr/sbin/nginx -p @PREFIX@ -c @PREFIX@/nginx-auth.conf -g), 'daemon off;' ],
+	},
+	apache => {
+		files => ['apache.conf'],
+		start => [qw(/usr/sbin/apache2 -f @PREFIX@/apache.conf -D FOREGROUND)],
+		reload => 'USR1',
+	},
+	lighttpd => {
+		files => [ 'lighttpd.conf', map { "lighttpd-errors/$_.html" } 400, 403, 413, 431, 503 ],
+		start => [qw(/usr/sbin/lighttpd -D -f @PREFIX@/lighttpd.conf)],
+		reload => 'USR1',
+	},
+	caddy => {
+		files => ['Caddyfile'],
+		start => [qw(/usr/bin/caddy run --adapter caddyfile --config @PREFIX@/Caddyfile)],
+		reload => [
+			qw(/usr/bin/caddy reload --force --adapter caddyfile --config @PREFIX@/Caddyfile
+			  --address unix/@PREFIX@/caddy-admin.sock)
+		],
+	},
+);
 
 # Waits until the code returns something true, which is returned; gives up after
 # some seconds (60 unless said otherwise).
@@ -110,6 +142,8 @@ sub text_of
 }
 
 # new(conf => postgresql.conf lines, env => settings of the responder,
+#     web_server => apache, lighttpd, caddy or nginx-auth instead of nginx, values => for
+#     further placeholders in its configuration,
 #     keepalive => connections that nginx keeps to the responder,
 #     responder => 0 for a database alone, streaming => 1 or 'logical': its changes
 #     can be followed, install_path => where PostgreSQL is, if not in PATH,
@@ -120,13 +154,15 @@ sub new
 	my $self = bless {
 		dir => PostgreSQL::Test::Utils::tempdir_short(),
 		keepalive => $option{keepalive},
+		web_server => $option{web_server} // 'nginx',
+		values => $option{values} // {},
 		upstreams => [],
 		projects => {},
 	}, $class;
 	push @sites, $self;
 	my $log = "$PostgreSQL::Test::Utils::log_path/${test_name}_" . @sites;
 	$self->{responder_log} = "${log}_responder.log";
-	$self->{nginx_log} = "${log}_nginx.log";
+	$self->{web_log} = "${log}_$self->{web_server}.log";
 	$self->{env} = ref $option{env} eq 'CODE' ? $option{env}->($self) : $option{env} // {};
 
 	my $node = $self->{node} = make_node('db' . @sites, %option);
@@ -139,7 +175,7 @@ sub new
 	if ($option{responder} // 1)
 	{
 		$self->start_responder;
-		$self->start_nginx;
+		$self->start_web_server;
 		$self->wait_for_verdicts;
 	}
 	return $self;
@@ -209,7 +245,7 @@ sub wait_for_worker
 	  or die "the worker did not come up";
 }
 
-# --- the responder and nginx
+# --- the responder and the web server
 
 sub spawn
 {
@@ -282,19 +318,51 @@ sub reap
 	return $status;
 }
 
-sub start_nginx
+# Starts the web server with the sample configuration, for a responder on that socket.
+sub start_web_server
 {
-	my ($self) = @_;
+	my ($self, $socket) = @_;
 	my $dir = $self->{dir};
+	my $server = $web_server{ $self->{web_server} };
 	my $port = $self->{port} = PostgreSQL::Test::Cluster::get_free_port();
 
-	my %value = (PREFIX => $dir, PORT => $port, SOCKET => $self->responder_socket);
-	my $conf = slurp_file('fcgi/deploy/nginx.conf') =~ s/@(\w+)@/$value{$1}/gr;
-	$conf =~ s/keepalive \K\d+;/$self->{keepalive};/ if $self->{keepalive};
-	append_to_file("$dir/nginx.conf", $conf);
-	$self->{nginx} =
-	  $self->spawn($self->{nginx_log}, {}, '/usr/sbin/nginx', '-p', $dir, '-c', "$dir/nginx.conf", '-g', 'daemon off;');
-	wait_until('nginx', sub { HTTP::Tiny->new->get($self->url . '/healthz')->{status} != 599 }, 20);
+	$self->{value} =
+	  { %{ $self->{values} }, PREFIX => $dir, PORT => $port, SOCKET => $socket // $self->responder_socket };
+	foreach my $file (@{ $server->{files} })
+	{
+		my $text = $self->fill(slurp_file("fcgi/deploy/$file"));
+		$text =~ s/keepalive \K\d+;/$self->{keepalive};/ if $self->{keepalive};
+		mkdir "$dir/$1" if $file =~ m{(.*)/};
+		unlink "$dir/$file";
+		append_to_file("$dir/$file", $text);
+	}
+	# Caddy looks for a home of its own.
+	$self->{web_pid} = $self->spawn($self->{web_log}, { HOME => $dir, XDG_CONFIG_HOME => $dir },
+		map { $self->fill($_) } @{ $server->{start} });
+	wait_until($self->{web_server}, sub { HTTP::Tiny->new->get($self->url . '/healthz')->{status} != 599 }, 20);
+}
+
+# With the placeholders of the configurations replaced.
+sub fill
+{
+	my ($self, $text) = @_;
+	return $text =~ s/@([A-Z]+)@/$self->{value}{$1}/gr;
+}
+
+# Has the web server read its configuration again.
+sub reload_web_server
+{
+	my ($self) = @_;
+	my $reload = $web_server{ $self->{web_server} }{reload};
+	return kill $reload, $self->{web_pid} if !ref $reload;
+	my $output;
+	IPC::Run::run([ map { $self->fill($_) } @$reload ], '<', \undef, '>&', \$output) or die $output;
+}
+
+sub end_web_server
+{
+	my ($self) = @_;
+	return reap(delete $self->{web_pid}, 'TERM', 20);
 }
 
 # The responder has found its database.
@@ -496,11 +564,11 @@ sub in_parallel
 
 # --- logs
 
-# All log files of this test: server, responder, nginx.
+# All log files of this test: server, responder, web server.
 sub logs
 {
 	my ($self) = @_;
-	return grep { -e } $self->{node}->logfile, $self->{responder_log}, $self->{nginx_log},
+	return grep { -e } $self->{node}->logfile, $self->{responder_log}, $self->{web_log},
 	  glob "$self->{dir}/*.log";
 }
 
@@ -517,7 +585,7 @@ END
 	my $exit_code = $?;
 	foreach my $site (@sites)
 	{
-		foreach my $pid (grep { defined } $site->{responder}, $site->{nginx})
+		foreach my $pid (grep { defined } $site->{responder}, $site->{web_pid})
 		{
 			kill 'KILL', $pid if $pid == ($site->{responder} // 0);
 			kill 'TERM', $pid;

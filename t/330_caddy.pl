@@ -1,0 +1,16 @@
+# RegPilot behind Caddy: the suite of RegPilot::Conformance.
+
+use strict;
+use warnings;
+use lib 't/lib';
+use RegPilot::Conformance;
+
+# What is no HTTP for Go's library is answered there, in plain text.
+conformance(
+	'caddy',
+	large_header => [431],
+	aborts_late => 1,
+	malformed => qr{^HTTP/1\.1 400 Bad Request\r\n},
+	paths => { map { $_ => 400 } '/%', '/%zz', '/api/auth/verify%00' },
+	plain => { map { $_ => 1 } '/%', '/%zz' },
+	reloaded => [ 'Caddyfile', 'FORBIDDEN', 'RELOADED', sub { $_[0]{json}{code} eq 'RELOADED' } ]);

@@ -5,14 +5,20 @@
 #include "chat.h"
 #include "members.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /*
- * Of JSON that is passed on. Integers that need more than 64 bits are fine, but a
- * number beyond a double's range is not JSON to us (RFC 8259, 6, allows that).
+ * Reads JSON, which is passed on as it is. Integers that need more than 64 bits are fine,
+ * but a number beyond a double's range is not JSON to us (RFC 8259, 6, allows that).
+ * jansson overlooks a NUL behind a number.
  */
-#define JSON_FLAGS (JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL)
+static json_t *
+load(const char *text, size_t length, size_t flags)
+{
+	if (length == 0 || memchr(text, '\0', length) != NULL)
+		return NULL;
+	return json_loadb(text, length, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL | flags, NULL);
+}
 
 json_t *
 chat_member(const json_t *object, const char *name)
@@ -162,7 +168,7 @@ static Refusal
 parse(const char *text, size_t length, Chat *chat)
 {
 	*chat = (Chat){.text = text, .length = length};
-	chat->body = json_loadb(text, length, JSON_FLAGS, NULL);
+	chat->body = load(text, length, 0);
 	return json_is_object(chat->body) ? REFUSAL_NONE : REFUSAL_INVALID_JSON;
 }
 
@@ -221,20 +227,17 @@ chat_upstream_body(const Chat *chat, const char *model, bool ask_usage, Buffer *
 	static const char *const names[] = {"stream_options", "stream", "model", "quality", NULL};
 	bool asks = chat->stream && ask_usage;
 	int kept = chat->embeds ? 2 : asks ? 0 : 1; /* of the names: those that stay the client's */
-	json_t *name = json_string(model);
-	char *quoted = json_dumps(name, JSON_ENCODE_ANY);
 	Buffer added;
 	bool sound;
 
 	buffer_init(&added, SIZE_MAX / 2);
-	buffer_printf(&added, "\"model\":%s", quoted != NULL ? quoted : "");
+	buffer_append_string(&added, "\"model\":");
+	buffer_append_json(&added, model);
 	if (!chat->embeds)
 		buffer_printf(&added, ",\"stream\":%s", chat->stream ? "true" : "false");
-	sound = quoted != NULL && !added.failed && (!asks || add_stream_options(chat, &added)) &&
+	sound = (!asks || add_stream_options(chat, &added)) && !added.failed &&
 			members_replace(chat->text, chat->length, names + kept, added.data, body);
 	buffer_free(&added);
-	free(quoted);
-	json_decref(name);
 	return sound;
 }
 
@@ -269,7 +272,7 @@ count(const json_t *value)
 bool
 chat_read_usage(const char *text, size_t length, Usage *usage, ChatKind *kind)
 {
-	json_t *answer = json_loadb(text, length, JSON_FLAGS, NULL);
+	json_t *answer = load(text, length, 0);
 	const json_t *counts = json_object_get(answer, "usage");
 	bool is_object = json_is_object(answer);
 
@@ -297,7 +300,7 @@ chat_strip_usage(const char *text, size_t length, Buffer *chunk)
 bool
 chat_is_json(const char *text, size_t length)
 {
-	json_t *value = json_loadb(text, length, JSON_FLAGS | JSON_DECODE_ANY, NULL);
+	json_t *value = load(text, length, JSON_DECODE_ANY);
 	bool valid = value != NULL;
 
 	json_decref(value);

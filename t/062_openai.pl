@@ -133,7 +133,7 @@ foreach my $members (
 }
 is(sent(qq($name,"mod\\u0065l":"nobody-knows")), 'MODEL_NOT_FOUND', 'of several the last counts');
 foreach my $members (qq($name,"a":1e400), qq($name,"a":-1e400), qq($name,"a\\u0000":1), qq($name,"a":"\\ud800"), qq($name,"a":01),
-	qq($name,"a":NaN), qq($name,"a":.5), qq($name,"a":1,), qq($name,,"a":1), qq($name "a":1), qq($name,"a":'x'))
+	qq($name,"a":NaN), qq($name,"a":.5), qq($name,"a":1,), qq($name,,"a":1), qq($name "a":1), qq($name,"a":'x'), qq($name,"a":1\0))
 {
 	is(sent($members), 'INVALID_JSON', "refused: $members");
 }

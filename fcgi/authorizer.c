@@ -144,7 +144,8 @@ enum
 };
 
 static const char routes_sql[] =
-	"SELECT r.quality, r.alias, r.upstream, u.base_url, u.secret_name, r.model"
+	"SELECT r.quality, r.alias, r.upstream, u.base_url, u.secret_name, r.model, r.priority,"
+	" u.connect_timeout_ms, u.timeout_ms"
 	" FROM regpilot.route r JOIN regpilot.upstream u ON u.name OPERATOR(pg_catalog.=) r.upstream"
 	" ORDER BY r.priority, r.id";
 
@@ -251,6 +252,9 @@ read_routes(int64_t deadline, char *error)
 		route->base_url = copy_value(result, row, 3);
 		route->secret_name = copy_value(result, row, 4);
 		route->model = copy_value(result, row, 5);
+		route->priority = atoi(PQgetvalue(result, row, 6));
+		route->connect_timeout = atoi(PQgetvalue(result, row, 7)); /* NULL gives 0 */
+		route->timeout = atoi(PQgetvalue(result, row, 8));
 	}
 	PQclear(result);
 	routes_publish(routes);

@@ -78,6 +78,9 @@ try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall
 
 	call->base_url = route->base_url;
 	call->path = chat->embeds ? "/embeddings" : "/chat/completions";
+	call->connect_timeout =
+		route->connect_timeout > 0 ? route->connect_timeout : config.connect_timeout;
+	call->timeout = route->timeout > 0 ? route->timeout : config.upstream_timeout;
 	if (route->secret_name != NULL)
 	{
 		if (!config_secret(route->secret_name, secret))

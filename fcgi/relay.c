@@ -262,7 +262,7 @@ set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
 	curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) call->body_length);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
 	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
-	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) config.connect_timeout);
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) call->connect_timeout);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
 	curl_easy_setopt(easy, CURLOPT_USERAGENT, "regpilot/" REGPILOT_VERSION);
 	curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 16384L);
@@ -325,7 +325,7 @@ run(CURLM *multi, Transfer *transfer)
 			moved = now_moved;
 			last_move = clock_ms();
 		}
-		deadline = last_move + config.upstream_timeout;
+		deadline = last_move + transfer->call->timeout;
 		if (transfer->done)
 			deadline = transfer->done_at + DONE_GRACE;
 		if (clock_remaining(deadline) == 0)

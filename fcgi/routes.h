@@ -24,6 +24,9 @@ typedef struct Route
 	char *base_url;
 	char *secret_name;
 	char *model; /* NULL: the name that the request gave */
+	int priority;
+	int connect_timeout; /* ms of the upstream; 0: as the settings say */
+	int timeout;		 /* the same, of silence */
 } Route;
 
 typedef struct Routes

@@ -31,8 +31,10 @@ typedef struct UpstreamCall
 	const char *body;	/* JSON */
 	size_t body_length;
 	bool stream;
-	bool hides_usage; /* the usage in a stream is for us, not for the client */
-	int client;		  /* readable once the client has gone; -1: it stays to the end */
+	bool hides_usage;	 /* the usage in a stream is for us, not for the client */
+	int connect_timeout; /* ms */
+	int timeout;		 /* ms of silence */
+	int client;			 /* readable once the client has gone; -1: it stays to the end */
 
 	/* Passes an event on to the client; false when that has gone. */
 	bool (*forward)(void *context, const char *event, size_t length);

@@ -42,6 +42,7 @@ audited	audited	big-1
 MERGE INTO regpilot.project p USING regpilot.plan pl ON pl.name = 'audited' AND p.id = :'project'
 	WHEN MATCHED THEN UPDATE SET plan = 'audited';
 INSERT INTO regpilot.project_member VALUES (:'project', 'somebody');
+UPDATE regpilot.upstream SET connect_timeout_ms = 300, timeout_ms = 60000 WHERE name = 'audited';
 SELECT role, action, table_name, project, key, CASE WHEN table_name <> 'route' THEN object END AS object, old,
 	regexp_replace(new, '"id": \d+, ', '') AS new
 FROM look();

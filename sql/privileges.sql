@@ -50,6 +50,8 @@ SELECT count(*) FROM regpilot.route;
 -- tables refuse what the functions refuse
 INSERT INTO regpilot.upstream VALUES ('bad', 'ftp://x', NULL);
 INSERT INTO regpilot.upstream VALUES ('bad', 'https://x', 'sk-a credential by mistake');
+INSERT INTO regpilot.upstream (name, base_url, connect_timeout_ms) VALUES ('bad', 'https://x', 0);
+INSERT INTO regpilot.upstream (name, base_url, timeout_ms) VALUES ('bad', 'https://x', 3600001);
 INSERT INTO regpilot.route (quality, alias, upstream, model) VALUES ('cheap', 'both', 'builtin', 'echo');
 INSERT INTO regpilot.route (quality, upstream) VALUES ('cheap', 'builtin');
 INSERT INTO regpilot.plan VALUES ('zero', 0);

@@ -4,7 +4,7 @@
 CREATE EXTENSION regpilot;
 
 SELECT name, requests_per_minute FROM regpilot.plan ORDER BY requests_per_minute;
-SELECT name, base_url, secret_name FROM regpilot.upstream;
+SELECT name, base_url, secret_name, connect_timeout_ms, timeout_ms FROM regpilot.upstream;
 SELECT quality, alias, upstream, model, priority FROM regpilot.route ORDER BY id;
 
 SELECT enumlabel FROM pg_enum WHERE enumtypid = 'regpilot.verdict'::regtype ORDER BY enumsortorder;

@@ -4,8 +4,10 @@
  */
 #include "gateway.h"
 #include "chat.h"
+#include "clock.h"
 #include "config.h"
 #include "echo.h"
+#include "health.h"
 #include "log.h"
 #include "routes.h"
 
@@ -15,15 +17,34 @@
 
 #define EVENT_MAX (64 * 1024)
 
+/* One try of an upstream. */
+typedef struct Try
+{
+	Exchange *exchange;
+	const Route *route;
+	bool probe; /* it was passed over until now */
+	UpstreamCall call;
+} Try;
+
+static void
+report(const Try *try, HealthNews news)
+{
+	health_report(try->route->upstream, try->route->base_url, try->probe, news,
+				  try->call.retry_after);
+}
+
 /* Passes an event of the stream on; the first one sends the head before it. */
 static bool
 forward_event(void *context, const char *event, size_t length)
 {
-	Exchange *exchange = context;
+	Try *try = context;
 
-	if (!exchange->streaming)
-		exchange_begin_stream(exchange);
-	return exchange_send(exchange, event, length);
+	if (!try->exchange->streaming)
+	{
+		exchange_begin_stream(try->exchange);
+		report(try, HEALTH_UNKNOWN); /* so far so good: others need not wait until it ends */
+	}
+	return exchange_send(try->exchange, event, length);
 }
 
 /* Notes which model is asked of which upstream; false when out of memory. */
@@ -68,7 +89,7 @@ refuses_options(const Chat *chat, const UpstreamCall *call)
 
 /* Asks one upstream. */
 static UpstreamResult
-try_route(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall *call)
+call_upstream(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall *call)
 {
 	char secret[SECRET_SIZE];
 	UpstreamResult result;
@@ -126,12 +147,83 @@ break_stream(Exchange *exchange, Refusal refusal)
 	exchange->status = refusal_status(refusal); /* for the outcome; the client has seen 200 */
 }
 
-/* Tries one upstream after the other and answers with what the first good one says. */
+/* What a result says of the upstream. */
+static HealthNews
+news(UpstreamResult result, const UpstreamCall *call)
+{
+	switch (result)
+	{
+		case UPSTREAM_ANSWERED:
+			/* (A stream has no status.) */
+			return call->status == 0 || call->status == 200 ? HEALTH_ANSWERED : HEALTH_UNKNOWN;
+		case UPSTREAM_FAILED:
+		case UPSTREAM_TIMED_OUT:
+		case UPSTREAM_BROKEN_OFF:
+		case UPSTREAM_FELL_SILENT:
+			return call->called ? HEALTH_FAILED : HEALTH_UNKNOWN;
+		case UPSTREAM_CLIENT_GONE:
+			break;
+	}
+	return HEALTH_UNKNOWN;
+}
+
+static UpstreamResult
+try_route(Exchange *exchange, const Route *route, const Chat *chat, bool probe)
+{
+	Try try = {.exchange = exchange, .route = route, .probe = probe};
+	UpstreamCall *call = &try.call;
+	UpstreamResult result = UPSTREAM_FAILED;
+	int64_t started = clock_us();
+
+	call->stream = chat->stream;
+	call->hides_usage = !chat->wants_usage;
+	call->client = exchange->client;
+	call->forward = forward_event;
+	call->context = &try;
+	snprintf(call->problem, sizeof(call->problem), "could not be called");
+	buffer_init(&call->answer, UPSTREAM_BODY_MAX);
+	if (choose_model(exchange, route, chat))
+		result = call_upstream(exchange, route, chat, call);
+	call->duration = clock_us() - started;
+	report(&try, news(result, call));
+
+	exchange->usage = call->usage;
+	if (result == UPSTREAM_ANSWERED && !exchange->streaming)
+		answer_upstream(exchange, call);
+	else if (result != UPSTREAM_ANSWERED && result != UPSTREAM_CLIENT_GONE)
+		log_line("request %s: upstream \"%s\": %s", exchange->id, route->upstream, call->problem);
+	buffer_free(&call->answer);
+	return result;
+}
+
+/* Whether another upstream may be asked: none has answered, in no part, and the client waits. */
+static bool
+may_go_on(UpstreamResult result)
+{
+	return result == UPSTREAM_FAILED || result == UPSTREAM_TIMED_OUT;
+}
+
+/* A number at random: of the request's id, which is. */
+static uint64_t
+chance(const Exchange *exchange)
+{
+	char digits[17] = "";
+
+	memcpy(digits, exchange->id, sizeof(digits) - 1);
+	return strtoull(digits, NULL, 16);
+}
+
+/*
+ * Tries one upstream after the other and answers with what the first good one says.
+ * Those that have failed lately come last.
+ */
 static void
 relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 {
 	const Route *route[ROUTES_TRIED_MAX];
-	size_t count = routes_match(routes, chat->model, chat->quality, route);
+	const Route *passed_over[ROUTES_TRIED_MAX];
+	size_t count = routes_match(routes, chat->model, chat->quality, chance(exchange), route);
+	size_t others = 0;
 	UpstreamResult result = UPSTREAM_FAILED;
 
 	if (count == 0)
@@ -139,31 +231,17 @@ relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 		exchange_refuse(exchange, REFUSAL_MODEL_NOT_FOUND);
 		return;
 	}
-	for (size_t i = 0; i < count; i++)
+	for (size_t i = 0; i < count && may_go_on(result); i++)
 	{
-		UpstreamCall call = {
-			.stream = chat->stream,
-			.hides_usage = !chat->wants_usage,
-			.client = exchange->client,
-			.forward = forward_event,
-			.context = exchange,
-		};
+		bool probe;
 
-		if (!choose_model(exchange, route[i], chat))
-			break;
-		buffer_init(&call.answer, UPSTREAM_BODY_MAX);
-		result = try_route(exchange, route[i], chat, &call);
-		exchange->usage = call.usage;
-		if (result == UPSTREAM_ANSWERED && !exchange->streaming)
-			answer_upstream(exchange, &call);
-		buffer_free(&call.answer);
-
-		if (result == UPSTREAM_ANSWERED || result == UPSTREAM_CLIENT_GONE)
-			break;
-		log_line("request %s: upstream \"%s\": %s", exchange->id, route[i]->upstream, call.problem);
-		if (result == UPSTREAM_BROKEN_OFF || result == UPSTREAM_FELL_SILENT)
-			break;
+		if (health_admits(route[i]->upstream, route[i]->base_url, &probe))
+			result = try_route(exchange, route[i], chat, probe);
+		else
+			passed_over[others++] = route[i];
 	}
+	for (size_t i = 0; i < others && may_go_on(result); i++)
+		result = try_route(exchange, passed_over[i], chat, false);
 
 	switch (result)
 	{
@@ -314,7 +392,7 @@ gateway_model(Exchange *exchange)
 	const Route *route[ROUTES_TRIED_MAX];
 	Routes *routes = routes_acquire();
 
-	if (name != NULL && routes_match(routes, json_string_value(name), NULL, route) > 0)
+	if (name != NULL && routes_match(routes, json_string_value(name), NULL, 0, route) > 0)
 		exchange_answer_json(exchange, model_json(json_string_value(name), route[0]));
 	else
 		exchange_refuse(exchange, REFUSAL_MODEL_NOT_FOUND);

@@ -54,8 +54,9 @@ typedef struct Transfer
 	SseParser events;
 	Buffer chunk; /* an event's data and the event, without usage */
 	Buffer stripped;
-	bool forwarded; /* an event has reached the client */
-	bool done;		/* [DONE] has */
+	bool forwarded;	 /* an event has reached the client */
+	bool done;		 /* [DONE] has */
+	int64_t started; /* clock_us() */
 	int64_t done_at;
 } Transfer;
 
@@ -189,7 +190,10 @@ on_body(char *bytes, size_t size, size_t length, void *argument)
 
 	(void) size; /* always 1 */
 	if (transfer->kind == BODY_UNSEEN)
+	{
 		transfer->kind = is_event_stream(transfer) ? BODY_EVENTS : BODY_PLAIN;
+		transfer->call->latency = clock_us() - transfer->started;
+	}
 
 	if (transfer->kind == BODY_PLAIN)
 	{
@@ -390,7 +394,13 @@ judge(Transfer *transfer, CURLcode code)
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
 	if (is_upstream_failure(status))
+	{
+		curl_off_t seconds = 0;
+
 		snprintf(call->problem, sizeof(call->problem), "status %ld", status);
+		curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &seconds);
+		call->retry_after = seconds > INT32_MAX ? INT32_MAX : (int) seconds;
+	}
 	else if (transfer->kind == BODY_EVENTS)
 		snprintf(call->problem, sizeof(call->problem), "the stream ended before [DONE]");
 	else if (status == 200 && call->stream)
@@ -413,12 +423,11 @@ judge(Transfer *transfer, CURLcode code)
 UpstreamResult
 relay_call(Relay *relay, UpstreamCall *call)
 {
-	Transfer transfer = {.call = call, .easy = relay->easy};
+	Transfer transfer = {.call = call, .easy = relay->easy, .started = clock_us()};
 	struct curl_slist *headers = make_headers(call);
 	UpstreamResult result = UPSTREAM_FAILED;
 	Buffer url;
 
-	snprintf(call->problem, sizeof(call->problem), "could not be called");
 	buffer_init(&url, 8192);
 	sse_init(&transfer.events, EVENT_MAX);
 	buffer_init(&transfer.chunk, EVENT_MAX);
@@ -436,6 +445,7 @@ relay_call(Relay *relay, UpstreamCall *call)
 		set_options(&transfer, url.data, headers);
 		if (curl_multi_add_handle(relay->multi, relay->easy) == CURLM_OK)
 		{
+			call->called = true;
 			code = run(relay->multi, &transfer);
 			result = judge(&transfer, code);
 			curl_multi_remove_handle(relay->multi, relay->easy);

@@ -8,6 +8,7 @@
 #include "credentials.h"
 #include "exchange.h"
 #include "gateway.h"
+#include "health.h"
 #include "log.h"
 #include "metrics.h"
 #include "recorder.h"
@@ -61,6 +62,7 @@ serve_metrics(Exchange *exchange)
 	request_metrics(&body);
 	authorizer_metrics(&body);
 	server_metrics(&body);
+	health_metrics(&body);
 	metrics_single(&body, "regpilot_log_lines_lost_total", "counter",
 				   "Lines of log that could not be written.", log_lost());
 	if (body.failed)

@@ -94,17 +94,41 @@ collect(const Routes *routes, size_t field, const char *value, const Route *foun
 	return count;
 }
 
+/* Shuffles those of equal priority. */
+static void
+shuffle(const Route *found[], size_t count, uint64_t chance)
+{
+	for (size_t i = 0, end; i < count; i = end)
+	{
+		for (end = i + 1; end < count && found[end]->priority == found[i]->priority; end++)
+			;
+		for (size_t left = end - i; left > 1; left--)
+		{
+			const Route **one = &found[i + chance % left];
+			const Route **last = &found[i + left - 1];
+			const Route *swapped = *one;
+
+			*one = *last;
+			*last = swapped;
+			chance /= left;
+		}
+	}
+}
+
 size_t
-routes_match(const Routes *routes, const char *model, const char *quality,
+routes_match(const Routes *routes, const char *model, const char *quality, uint64_t chance,
 			 const Route *found[ROUTES_TRIED_MAX])
 {
-	size_t count;
+	size_t count = 0;
 
 	if (model == NULL)
-		return collect(routes, offsetof(Route, quality), quality, found);
-
-	count = collect(routes, offsetof(Route, alias), model, found);
-	if (count == 0)
-		count = collect(routes, offsetof(Route, alias), "*", found);
+		count = collect(routes, offsetof(Route, quality), quality, found);
+	else
+	{
+		count = collect(routes, offsetof(Route, alias), model, found);
+		if (count == 0)
+			count = collect(routes, offsetof(Route, alias), "*", found);
+	}
+	shuffle(found, count, chance);
 	return count;
 }

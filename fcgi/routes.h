@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* Requests are passed on to at most so many upstreams, one after the other. */
 #define ROUTES_TRIED_MAX 16
@@ -47,8 +48,12 @@ extern void routes_publish(Routes *routes);
 extern Routes *routes_acquire(void);
 extern void routes_release(Routes *routes);
 
-/* Finds the routes for a request that names a model, or (NULL) none; gives their number. */
+/*
+ * Finds the routes for a request that names a model, or (NULL) none; gives their number.
+ * chance: any number; those of equal priority come in the order that it stands for, so
+ * that they share the load.
+ */
 extern size_t routes_match(const Routes *routes, const char *model, const char *quality,
-						   const Route *found[ROUTES_TRIED_MAX]);
+						   uint64_t chance, const Route *found[ROUTES_TRIED_MAX]);
 
 #endif

@@ -41,6 +41,10 @@ typedef struct UpstreamCall
 	void *context;
 
 	/* what comes back */
+	bool called;	   /* it was tried: a failure is its own */
+	int64_t latency;   /* µs until its answer began; 0: it did not */
+	int64_t duration;  /* µs in all */
+	int retry_after;   /* seconds, when it has failed and said so */
 	int status;		   /* of an answer that was not streamed */
 	Buffer answer;	   /* its body; made and freed by the caller */
 	Usage usage;	   /* as far as known, whatever the result */

@@ -39,13 +39,17 @@ $site->add_upstream('missing', $plain, 'NO_SUCH_SECRET');
 $site->add_upstream('closed', 'http://127.0.0.1:1/v1', 'TEST_SECRET');
 $site->add_upstream('slash', "$plain/", 'TEST_SECRET');
 
+# One that has failed is passed over for a while, so each of these is one by itself.
 my @failing = qw(error-500 error-429 secret-401 garbage not-an-object cut redirect);
+my @bad = qw(dies no-done silent-stream long-stream slow hang error-400);
+$site->add_upstream("alone-$_", $plain, 'TEST_SECRET') foreach @failing;
+$site->add_upstream("alone-$_", $good, 'TEST_SECRET') foreach @bad;
 $site->add_routes(
-	(map { [ "good-$_", 'good', $_ ] } qw(ok error-400 secret-400 long-stream silent-stream dies no-done hang slow)),
+	(map { [ "good-$_", 'good', $_ ] } qw(ok error-400 secret-400)),
+	(map { [ "alone-$_", "alone-$_", $_ ] } @failing, @bad),
 	(map { [ "$_-ok", $_, 'ok' ] } qw(untrusted misnamed file nosecret missing closed slash)),
-	(map { [ "fails-$_", 'plain', $_ ] } @failing),
 	# the same, but the next one of the list works
-	(map { ([ "second-$_", 'plain', $_, 1 ], [ "second-$_", 'good', 'ok', 2 ]) } @failing, 'error-400'),
+	(map { ([ "second-$_", "alone-$_", $_, 1 ], [ "second-$_", 'good', 'ok', 2 ]) } @failing, 'error-400'),
 	[ 'second-closed', 'closed', 'ok', 1 ], [ 'second-closed', 'good', 'ok', 2 ],
 	[ 'second-untrusted', 'untrusted', 'ok', 1 ], [ 'second-untrusted', 'good', 'ok', 2 ],
 	[ 'second-dies', 'plain', 'dies', 1 ], [ 'second-dies', 'good', 'ok', 2 ]);
@@ -131,11 +135,11 @@ failed($site->chat($key, model => 'closed-ok'), 502, 'UPSTREAM_FAILED', 'nobody 
 failed($site->chat($key, model => 'missing-ok'), 502, 'UPSTREAM_FAILED', 'a secret that is not there');
 foreach my $model (@failing)
 {
-	failed($site->chat($key, model => "fails-$model", stream => $object), 502, 'UPSTREAM_FAILED', $model);
-	failed($site->chat($key, model => "fails-$model"), 502, 'UPSTREAM_FAILED', "$model, streamed");
+	failed($site->chat($key, model => "alone-$model", stream => $object), 502, 'UPSTREAM_FAILED', $model);
+	failed($site->chat($key, model => "alone-$model"), 502, 'UPSTREAM_FAILED', "$model, streamed");
 }
-failed($site->chat($key, model => 'good-hang', stream => $object), 504, 'UPSTREAM_TIMEOUT', 'silence');
-failed($site->chat($key, model => 'good-hang'), 504, 'UPSTREAM_TIMEOUT', 'silence, streamed');
+failed($site->chat($key, model => 'alone-hang', stream => $object), 504, 'UPSTREAM_TIMEOUT', 'silence');
+failed($site->chat($key, model => 'alone-hang'), 504, 'UPSTREAM_TIMEOUT', 'silence, streamed');
 failed($site->chat($key, model => 'good-secret-400', stream => $object), 502, 'UPSTREAM_FAILED', 'a 400 that tells the secret');
 
 # the client's own fault is passed on
@@ -159,7 +163,7 @@ is(text_of($answer), 'one two three four five ', 'failover of a stream');
 
 # --- streams that end too soon
 
-foreach my $model (qw(good-dies second-dies good-no-done))
+foreach my $model (qw(second-dies alone-dies alone-no-done))
 {
 	$answer = $site->chat($key, model => $model);
 	is($answer->{status}, 200, "$model: had begun");
@@ -169,7 +173,7 @@ foreach my $model (qw(good-dies second-dies good-no-done))
 	ok(ref $events[-1] && $events[-1]{error}, "$model: ends in an error event");
 	unlike($answer->{body}, qr/\[DONE\]/, "$model: and not in [DONE]");
 }
-$answer = $site->chat($key, model => 'good-silent-stream');
+$answer = $site->chat($key, model => 'alone-silent-stream');
 ok((events($answer->{body}))[-1]{error}, 'a stream that falls silent ends in an error event');
 
 # --- a client that goes away
@@ -179,7 +183,7 @@ foreach my $model (qw(long-stream silent-stream slow hang))
 	my $before = grep { $_->{event} eq 'client gone' } json_file($site->upstream_requests);
 	my $start = time;
 	my $answer = $site->curl('/api/ai/chat', '--max-time', '0.7', '--header', "X-API-Key: $key",
-		'--json', JSON::PP::encode_json(user_message(model => "good-$model")));
+		'--json', JSON::PP::encode_json(user_message(model => "alone-$model")));
 	is($answer->{exit}, 28, "$model: the client gave up");
 	wait_until('the upstream to see it',
 		sub { $before < grep { $_->{event} eq 'client gone' } json_file($site->upstream_requests) }, 10);

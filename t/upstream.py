@@ -9,9 +9,12 @@ that is asked for; see MODELS.
 """
 
 import base64
+import gzip
+import itertools
 import json
 import os
 import select
+import socket
 import ssl
 import struct
 import sys
@@ -231,6 +234,66 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer_error(int(self.body["user"]), "unknown member: stream_options")
         self.stream(WORDS, 0)
 
+    def refuse(self):
+        """Answers with the status and the Retry-After that the user names."""
+        status, retry_after = self.body["user"].split()
+        self.send_response(int(status))
+        self.send_header("Retry-After", retry_after)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    # --- answers that no server should give, and some that it may
+
+    def raw(self, *pieces):
+        self.close_connection = True
+        for piece in pieces:
+            self.wfile.write(piece)
+
+    def rst(self):
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def head_only(self):
+        self.raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n")
+
+    def short_length(self):
+        self.raw(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5\r\n\r\n{"choices":[]}')
+
+    def bad_chunk(self):
+        self.raw(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nzz\r\n{}\r\n0\r\n\r\n')
+
+    def gzipped(self):
+        body = gzip.compress(b'{"choices":[]}')
+        self.raw(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+
+    def not_http(self):
+        self.raw(b"SSH-2.0-nobody\r\n{}\r\n")
+
+    def endless_line(self):
+        self.raw(b"HTTP/1.1 200 OK\r\nX: ", *itertools.repeat(b"x" * 65536, 10000))
+
+    def endless_head(self):
+        self.raw(b"HTTP/1.1 200 OK\r\n", *itertools.repeat(b"X-Header: x\r\n" * 5000, 10000))
+
+    def endless_1xx(self):
+        self.raw(*itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, 10000))
+
+    def endless_body(self):
+        self.raw(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{"a":"', *itertools.repeat(b"x" * 65536, 10000))
+
+    def endless_event(self):
+        self.raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: ", *itertools.repeat(b"x" * 65536, 10000))
+
+    def early_hints(self):
+        self.raw(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
+        self.ok()
+
+    def http_1_0(self):
+        self.raw(b'HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{"choices":[{"message":{"content":"old"}}]}')
+
     def error_500(self):
         self.answer_error(500, "internal: " + self.headers.get("Authorization", ""))
 
@@ -257,7 +320,11 @@ class Handler(BaseHTTPRequestHandler):
         "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "stuck": hang, "garbage": garbage,
         "not-an-object": not_an_object, "error-500": error_500, "error-429": error_429,
         "error-400": error_400, "secret-400": secret_400, "secret-401": secret_401,
-        "redirect": redirect, "odd-stream": odd_stream, "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
+        "redirect": redirect, "refuse": refuse, "rst": rst, "head-only": head_only, "short-length": short_length,
+        "bad-chunk": bad_chunk, "gzip": gzipped, "not-http": not_http, "endless-line": endless_line,
+        "endless-head": endless_head, "endless-1xx": endless_1xx, "endless-body": endless_body,
+        "endless-event": endless_event, "early-hints": early_hints, "http-1-0": http_1_0, "odd-stream": odd_stream,
+        "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
     }
 
     def do_POST(self):

@@ -10,6 +10,7 @@
 #include "health.h"
 #include "log.h"
 #include "routes.h"
+#include "traffic.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -186,6 +187,7 @@ try_route(Exchange *exchange, const Route *route, const Chat *chat, bool probe)
 		result = call_upstream(exchange, route, chat, call);
 	call->duration = clock_us() - started;
 	report(&try, news(result, call));
+	traffic_count(route->upstream, result, call);
 
 	exchange->usage = call->usage;
 	if (result == UPSTREAM_ANSWERED && !exchange->streaming)
@@ -279,11 +281,17 @@ serve(Exchange *exchange, bool embeds, bool stream_default)
 						 : chat_parse(body.data, body.length, stream_default, &chat);
 	if (refusal == REFUSAL_NONE)
 	{
-		/* The key was accepted over a connection that had read the routes before. */
-		Routes *routes = routes_acquire();
+		if (traffic_begin())
+		{
+			/* The key was accepted over a connection that had read the routes before. */
+			Routes *routes = routes_acquire();
 
-		relay_chat(exchange, &chat, routes);
-		routes_release(routes);
+			relay_chat(exchange, &chat, routes);
+			routes_release(routes);
+			traffic_end(exchange->streaming);
+		}
+		else
+			exchange_refuse(exchange, REFUSAL_TOO_MANY_STREAMS);
 		chat_free(&chat);
 	}
 	else

@@ -61,6 +61,8 @@ static const struct
 	[REFUSAL_UPSTREAM_FAILED] = {502, "The upstream failed", "UPSTREAM_FAILED"},
 	[REFUSAL_DATABASE_UNAVAILABLE] = {503, "API keys cannot be checked at the moment",
 									  "DATABASE_UNAVAILABLE"},
+	[REFUSAL_TOO_MANY_STREAMS] = {503, "Too many answers are being relayed at the moment",
+								  "TOO_MANY_STREAMS"},
 	[REFUSAL_UPSTREAM_TIMEOUT] = {504, "The upstream did not answer in time", "UPSTREAM_TIMEOUT"},
 };
 

@@ -13,6 +13,7 @@
 #include "metrics.h"
 #include "recorder.h"
 #include "server.h"
+#include "traffic.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -61,6 +62,8 @@ serve_metrics(Exchange *exchange)
 	buffer_init(&body, BODY_MAX);
 	request_metrics(&body);
 	authorizer_metrics(&body);
+	traffic_metrics(&body);
+	health_metrics(&body);
 	server_metrics(&body);
 	health_metrics(&body);
 	metrics_single(&body, "regpilot_log_lines_lost_total", "counter",
@@ -420,7 +423,7 @@ serve(Exchange *exchange, const Endpoint *endpoint)
 		refusal = authorize(exchange, endpoint);
 	}
 
-	if (refusal == REFUSAL_NONE)
+	if (endpoint != NULL && refusal == REFUSAL_NONE)
 		endpoint->serve(exchange);
 	else
 		exchange_refuse(exchange, refusal);
@@ -443,7 +446,7 @@ request_serve(Fastcgi *fastcgi, int client, Relay *relay)
 		histogram_observe(&first_bytes, (exchange.first_byte - exchange.started) * 1000);
 	answers[endpoint != NULL ? endpoint - endpoints : (ptrdiff_t) ENDPOINTS][exchange.status]++;
 	/* Successful probes, which come every few seconds, would only hide the rest. */
-	if (config.log_requests && !(exchange.status == 200 && endpoint->open))
+	if (config.log_requests && !(endpoint != NULL && endpoint->open && exchange.status == 200))
 		log_request(&exchange, endpoint);
 	if (exchange.judged && exchange.authorization.verdict == VERDICT_OK)
 		record_outcome(&exchange);

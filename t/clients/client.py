@@ -70,6 +70,8 @@ def use_requests():
         answer.raise_for_status()
         check("requests: the answer", answer.json()["choices"][0]["message"]["content"], TEXT)
         check("requests: x-regpilot-model", answer.headers["X-RegPilot-Model"], "good/ok")
+        session.post(url, json={"model": "chat", "messages": MESSAGES, "seed": 2**70}).raise_for_status()
+        check("requests: a number of any length stays as it is", upstream_events("request", "ok")[-1]["body"]["seed"], 2**70)
 
         with session.post(url, json={"model": "chat", "messages": MESSAGES, "stream": True}, stream=True) as answer:
             check_stream("requests", list(read_events(answer.iter_lines())))

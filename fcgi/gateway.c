@@ -161,7 +161,7 @@ news(UpstreamResult result, const UpstreamCall *call)
 		case UPSTREAM_TIMED_OUT:
 		case UPSTREAM_BROKEN_OFF:
 		case UPSTREAM_FELL_SILENT:
-			return call->called ? HEALTH_FAILED : HEALTH_UNKNOWN;
+			return call->at_fault ? HEALTH_FAILED : HEALTH_UNKNOWN;
 		case UPSTREAM_CLIENT_GONE:
 			break;
 	}
@@ -178,6 +178,7 @@ try_route(Exchange *exchange, const Route *route, const Chat *chat, bool probe)
 
 	call->stream = chat->stream;
 	call->hides_usage = !chat->wants_usage;
+	call->deadline = exchange->started + config.max_duration;
 	call->client = exchange->client;
 	call->forward = forward_event;
 	call->context = &try;
@@ -198,11 +199,12 @@ try_route(Exchange *exchange, const Route *route, const Chat *chat, bool probe)
 	return result;
 }
 
-/* Whether another upstream may be asked: none has answered, in no part, and the client waits. */
+/* Whether another upstream may be asked: none has answered, in no part, and there is time. */
 static bool
-may_go_on(UpstreamResult result)
+may_go_on(const Exchange *exchange, UpstreamResult result)
 {
-	return result == UPSTREAM_FAILED || result == UPSTREAM_TIMED_OUT;
+	return (result == UPSTREAM_FAILED || result == UPSTREAM_TIMED_OUT) &&
+		   clock_ms() < exchange->started + config.max_duration;
 }
 
 /* A number at random: of the request's id, which is. */
@@ -233,7 +235,7 @@ relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 		exchange_refuse(exchange, REFUSAL_MODEL_NOT_FOUND);
 		return;
 	}
-	for (size_t i = 0; i < count && may_go_on(result); i++)
+	for (size_t i = 0; i < count && may_go_on(exchange, result); i++)
 	{
 		bool probe;
 
@@ -242,7 +244,7 @@ relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 		else
 			passed_over[others++] = route[i];
 	}
-	for (size_t i = 0; i < others && may_go_on(result); i++)
+	for (size_t i = 0; i < others && may_go_on(exchange, result); i++)
 		result = try_route(exchange, passed_over[i], chat, false);
 
 	switch (result)

@@ -42,6 +42,7 @@ typedef enum Stop
 	STOP_NOT,
 	STOP_GARBAGE, /* the answer is none, or too large, or gives the secret away */
 	STOP_SILENCE,
+	STOP_LIMIT, /* it has taken too long in all */
 	STOP_CLIENT_GONE
 } Stop;
 
@@ -58,6 +59,7 @@ typedef struct Transfer
 	bool done;		 /* [DONE] has */
 	int64_t started; /* clock_us() */
 	int64_t done_at;
+	int64_t forwarded_at; /* the last event was, or a ping was sent */
 } Transfer;
 
 bool
@@ -164,6 +166,20 @@ on_event(Transfer *transfer, const SseEvent *event)
 	if (!call->forward(call->context, text, length))
 		return stop(transfer, STOP_CLIENT_GONE, "the client has gone");
 	transfer->forwarded = true;
+	transfer->forwarded_at = clock_ms();
+	return true;
+}
+
+/* Sends a comment to a client that has waited long enough for the next event: is it still there? */
+static bool
+ping(Transfer *transfer)
+{
+	static const char comment[] = ": ping\n\n";
+	UpstreamCall *call = transfer->call;
+
+	if (!call->forward(call->context, comment, sizeof(comment) - 1))
+		return stop(transfer, STOP_CLIENT_GONE, "the client has gone");
+	transfer->forwarded_at = clock_ms();
 	return true;
 }
 
@@ -298,6 +314,33 @@ bytes_moved(CURL *easy)
 	return sent + received + head;
 }
 
+/* When something is to be done though nothing comes. */
+static int64_t
+next_deadline(const Transfer *transfer, int64_t last_move)
+{
+	int64_t deadline = last_move + transfer->call->timeout;
+	int64_t next_ping = transfer->forwarded_at + config.ping_interval;
+
+	if (transfer->done)
+		return transfer->done_at + DONE_GRACE;
+	if (deadline > transfer->call->deadline)
+		deadline = transfer->call->deadline;
+	return transfer->forwarded && next_ping < deadline ? next_ping : deadline;
+}
+
+/* Does it; false when the transfer is to end. */
+static bool
+at_deadline(Transfer *transfer, int64_t last_move)
+{
+	if (transfer->done)
+		return false;
+	if (clock_remaining(transfer->call->deadline) == 0)
+		return stop(transfer, STOP_LIMIT, "it took longer than REGPILOT_MAX_DURATION");
+	if (clock_remaining(last_move + transfer->call->timeout) == 0)
+		return stop(transfer, STOP_SILENCE, "no answer in time");
+	return ping(transfer);
+}
+
 /* Runs the transfer to its end or until we stop it. */
 static CURLcode
 run(CURLM *multi, Transfer *transfer)
@@ -329,14 +372,12 @@ run(CURLM *multi, Transfer *transfer)
 			moved = now_moved;
 			last_move = clock_ms();
 		}
-		deadline = last_move + transfer->call->timeout;
-		if (transfer->done)
-			deadline = transfer->done_at + DONE_GRACE;
+		deadline = next_deadline(transfer, last_move);
 		if (clock_remaining(deadline) == 0)
 		{
-			if (!transfer->done)
-				stop(transfer, STOP_SILENCE, "no answer in time");
-			return CURLE_OK;
+			if (!at_deadline(transfer, last_move))
+				return CURLE_OK;
+			continue;
 		}
 
 		client.revents = 0;
@@ -376,6 +417,10 @@ judge(Transfer *transfer, CURLcode code)
 	{
 		case STOP_CLIENT_GONE:
 			return UPSTREAM_CLIENT_GONE;
+		case STOP_LIMIT:
+			/* It may have had a lot to say. */
+			call->at_fault = !transfer->forwarded;
+			return too_late;
 		case STOP_SILENCE:
 			return too_late;
 		case STOP_GARBAGE:
@@ -445,7 +490,7 @@ relay_call(Relay *relay, UpstreamCall *call)
 		set_options(&transfer, url.data, headers);
 		if (curl_multi_add_handle(relay->multi, relay->easy) == CURLM_OK)
 		{
-			call->called = true;
+			call->at_fault = true;
 			code = run(relay->multi, &transfer);
 			result = judge(&transfer, code);
 			curl_multi_remove_handle(relay->multi, relay->easy);

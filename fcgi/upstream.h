@@ -34,6 +34,7 @@ typedef struct UpstreamCall
 	bool hides_usage;	 /* the usage in a stream is for us, not for the client */
 	int connect_timeout; /* ms */
 	int timeout;		 /* ms of silence */
+	int64_t deadline;	 /* of clock_ms(), for all of it */
 	int client;			 /* readable once the client has gone; -1: it stays to the end */
 
 	/* Passes an event on to the client; false when that has gone. */
@@ -41,7 +42,7 @@ typedef struct UpstreamCall
 	void *context;
 
 	/* what comes back */
-	bool called;	   /* it was tried: a failure is its own */
+	bool at_fault;	   /* a failure is the upstream's own */
 	int64_t latency;   /* µs until its answer began; 0: it did not */
 	int64_t duration;  /* µs in all */
 	int retry_after;   /* seconds, when it has failed and said so */

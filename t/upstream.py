@@ -181,6 +181,38 @@ class Handler(BaseHTTPRequestHandler):
         self.send_chunk({"content": "first "})
         self.wait(60)
 
+    def commented_stream(self):
+        """Takes its time, but says that it is there."""
+        self.start_stream()
+        self.send_chunk({"role": "assistant"})
+        for _ in range(20):
+            self.wait(0.1)
+            self.send_data(": busy\n\n")
+        self.send_chunk({"content": "done "})
+        self.end_stream("stop", 1)
+
+    def comments(self):
+        """Says nothing else, before the first event or after it, as the user wants."""
+        self.start_stream()
+        if self.body["user"] == "after":
+            self.send_chunk({"content": "first "})
+        while True:
+            self.wait(0.05)
+            self.send_data(": busy\n\n")
+
+    def dribble(self):
+        self.start_stream()
+        for byte in itertools.chain('data: {"a":"', itertools.repeat("x")):
+            self.wait(0.05)
+            self.send_data(byte)
+
+    def early_usage(self):
+        """Says before the end what has been used until then."""
+        self.start_stream()
+        self.send_data('data: {"choices":[{"delta":{"content":"first "}}],'
+                       '"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n')
+        self.wait(60)
+
     def dies(self):
         self.start_stream()
         self.send_chunk({"role": "assistant"})
@@ -325,7 +357,8 @@ class Handler(BaseHTTPRequestHandler):
         "bad-chunk": bad_chunk, "gzip": gzipped, "not-http": not_http, "endless-line": endless_line,
         "endless-head": endless_head, "endless-1xx": endless_1xx, "endless-body": endless_body,
         "endless-event": endless_event, "early-hints": early_hints, "http-1-0": http_1_0, "odd-stream": odd_stream,
-        "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
+        "commented-stream": commented_stream, "comments": comments, "dribble": dribble,
+        "early-usage": early_usage, "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
     }
 
     def do_POST(self):

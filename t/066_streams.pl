@@ -1,0 +1,78 @@
+# Streams that take their time: the client is pinged, and nothing goes on for ever.
+
+use strict;
+use warnings;
+use lib 't/lib';
+use RegPilot::Test;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $limit = 2.5;
+my $site = RegPilot::Test->new(
+	env => { REGPILOT_PING_INTERVAL => 200, REGPILOT_MAX_DURATION => 1000 * $limit, REGPILOT_UPSTREAM_TIMEOUT => 60_000 });
+my ($key_id, $key) = $site->create_key;
+my $upstream = $site->start_upstream;
+my $whole = JSON::PP::false;
+
+my @models = qw(silent-stream hang comments dribble commented-stream early-usage long-stream);
+$site->add_upstream("up-$_", $upstream) foreach @models;
+$site->add_upstream('second', $upstream);
+$site->sql(q{UPDATE regpilot.upstream SET timeout_ms = 1000 WHERE name = 'up-commented-stream'});
+$site->add_routes((map { [ $_, "up-$_", $_, 1 ] } @models), [ 'hang', 'second', 'at-once', 2 ], [ 'hang-alone', 'up-hang', 'hang' ]);
+
+# --- pings
+
+my $stream = $site->stream($key, model => 'silent-stream');
+my @pings = grep { $_->[1] =~ /^: ping\n\n/m } @{ $stream->{pieces} };
+cmp_ok(scalar @pings, '>=', 3, 'silence: pings');
+cmp_ok($pings[0][0], '<', $limit, 'as time goes by');
+like($stream->{body}, qr/^data: [^\n]+"first "[^\n]+\n\n(?:: ping\n\n)+data: \{"error"/m, 'between the events');
+is((events($stream->{body}))[-1]{error}{code}, 'UPSTREAM_TIMEOUT', 'until time is up');
+cmp_ok($stream->{seconds}, '>=', $limit - 0.1, 'which is not before the limit');
+cmp_ok($stream->{seconds}, '<', $limit + 10, 'nor long after');
+
+my $answer = $site->chat($key, model => 'commented-stream');
+is(text_of($answer), 'done ', "an upstream's comments keep its answer going");
+is(scalar(() = $answer->{body} =~ /^: busy\n\n/mg), 20, 'and are passed on');
+is((events($answer->{body}))[-1], '[DONE]', 'to the end');
+
+# --- limits
+
+my $failed = qr/"code":"UPSTREAM_TIMEOUT","request_id":"/;
+foreach my $case (
+	[ 504, 'hang', stream => $whole ],
+	[ 504, 'hang-alone' ],
+	[ 504, 'dribble' ],
+	[ 504, 'comments', user => 'before' ],
+	[ 200, 'comments', user => 'after' ])
+{
+	my ($status, $model, @members) = @$case;
+	my $start = time;
+	my $answer = $site->chat($key, model => $model, @members);
+	is($answer->{status}, $status, "limit: @$case: status");
+	like($answer->{body}, $failed, "limit: @$case: code");
+	unlike($answer->{body}, qr/DONE|ping/, "limit: @$case: no end, no pings");
+	cmp_ok(time - $start, '>=', $limit - 0.1, "limit: @$case: not before");
+	cmp_ok(time - $start, '<', $limit + 10, "limit: @$case: nor long after");
+}
+is(scalar(grep { ($_->{model} // '') eq 'at-once' } json_file($site->upstream_requests)), 0,
+	'when time is up no other upstream is asked');
+
+# --- the client goes away: recorded with the tokens that are known
+
+foreach my $case ([ 'early-usage', '3|1' ], [ 'long-stream', '0|0' ])
+{
+	my ($model, $tokens) = @$case;
+	my $start = time;
+	my $gone = sub { grep { $_->{event} eq 'client gone' && $_->{model} eq $model } json_file($site->upstream_requests) };
+	my $answer = $site->curl('/api/ai/chat', '--max-time', '0.7', '--header', "X-API-Key: $key",
+		'--json', JSON::PP::encode_json(user_message(model => $model)));
+	is($answer->{exit}, 28, "$model: the client gives up");
+	wait_until('the upstream to see it', $gone, 10);
+	cmp_ok(time - $start, '<', 5, "$model: the call ends with it");
+	wait_until('the outcome', sub { $site->sql("SELECT count(*) FROM regpilot.request_log WHERE model = '$model'") > 0 });
+	is($site->sql("SELECT status, prompt_tokens, completion_tokens FROM regpilot.request_log WHERE model = '$model'"),
+		"499|$tokens", "$model: recorded as far as it is known");
+}
+
+done_testing();

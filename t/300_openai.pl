@@ -9,7 +9,7 @@ use RegPilot::Clock;
 use RegPilot::Test;
 use Test::More;
 
-my $site = RegPilot::Test->new(env => { REGPILOT_UPSTREAM_TIMEOUT => 8000 });
+my $site = RegPilot::Test->new(env => { REGPILOT_UPSTREAM_TIMEOUT => 8000, REGPILOT_PING_INTERVAL => 100 });
 my $upstream = $site->start_upstream;
 $site->sql(q{DELETE FROM regpilot.route WHERE alias = '*'});
 $site->add_upstream('good', $upstream);
@@ -47,6 +47,7 @@ run_client($site, $config, @openai, 'surface');
 my $answer = $site->post('/v1/chat/completions', user_message(model => 'chat', stream => JSON::PP::true),
 	"Authorization: Bearer $key{streamed}");
 is($answer->{status}, 200, 'a stream whose client does not ask for usage');
+like($answer->{body}, qr/^: ping\n\n/m, 'the streams here have pings, which clients pass over');
 my $used = '';
 eval
 {

@@ -12,7 +12,7 @@ use RegPilot::Clock;
 use RegPilot::Test;
 use Test::More;
 
-my $site = RegPilot::Test->new;
+my $site = RegPilot::Test->new(env => { REGPILOT_PING_INTERVAL => 100 });
 my $upstream = $site->start_upstream;
 $site->add_upstream('good', $upstream);
 $site->add_upstream('dies', $upstream);    # is not to be passed over for it

@@ -550,13 +550,21 @@ fastcgi_write(Fastcgi *connection, const char *bytes, size_t length)
 	return !connection->failed;
 }
 
-/* By one call, with what is left of the answer: the end of the stream, and of the request. */
+/*
+ * By one call, with what is left of the answer: the end of the stream, and of the
+ * request. To a peer that would like to keep the connection, which we close, one more
+ * record, which says nothing: it finds that there is something behind the end, and
+ * does not use the connection again (nginx: ngx_http_fastcgi_input_filter). Otherwise
+ * it might send another request before it sees us close, and lose it.
+ */
 bool
 fastcgi_finish(Fastcgi *connection, bool keep)
 {
+	bool again = keep && connection->keep && (connection->complete || connection->aborted);
 	Header header = make_header(STDOUT, connection->id, connection->out_length);
 	Header eof = make_header(STDOUT, connection->id, 0);
 	EndRecord end = make_end(connection->id, REQUEST_COMPLETE);
+	Header nothing = make_header(GET_VALUES_RESULT, 0, 0);
 	char *to = connection->out;
 
 	if (connection->out_length > 0)
@@ -565,14 +573,19 @@ fastcgi_finish(Fastcgi *connection, bool keep)
 		to += sizeof(header) + connection->out_length;
 	}
 	memcpy(to, &eof, sizeof(eof));
-	memcpy(to + sizeof(eof), &end, sizeof(end));
-	to += sizeof(eof) + sizeof(end);
+	to += sizeof(eof);
+	memcpy(to, &end, sizeof(end));
+	to += sizeof(end);
+	if (connection->keep && !again)
+	{
+		memcpy(to, &nothing, sizeof(nothing));
+		to += sizeof(nothing);
+	}
 	send_bytes(connection, connection->out, (size_t) (to - connection->out));
 
 	connection->out_length = 0;
 	end_request(connection);
-	return !connection->failed && keep && connection->keep &&
-		   (connection->complete || connection->aborted);
+	return again && !connection->failed;
 }
 
 void

@@ -50,7 +50,7 @@ typedef struct Fastcgi
 	size_t in_end;
 	size_t out_length;
 	char in[FASTCGI_IN_SIZE];
-	char out[FASTCGI_OUT_SIZE + 32]; /* a record's header, content, and what ends an answer */
+	char out[FASTCGI_OUT_SIZE + 40]; /* a record's header, content, and what ends an answer */
 } Fastcgi;
 
 extern void fastcgi_init(Fastcgi *connection, int fd, int max_requests);

@@ -6,10 +6,10 @@
  * request, until the web server closes it, and then waits for another. So kept
  * connections pin their threads. When all that config allows are pinned, further
  * connections wait in the backlog. For these a connection that has had no request
- * for KEPT_UNUSED is closed; and where all are in use, one that has just had its
- * answer, every PRESS_INTERVAL. A web server may at that very moment send another
- * request on it, which cannot be answered: hence not sooner, and the advice in
- * deploy/ to keep fewer connections than there are threads.
+ * for KEPT_UNUSED is closed, though a web server may send one at that very moment,
+ * which is lost: hence not sooner, and the advice in deploy/ to keep fewer
+ * connections than there are threads. Where all are in use, one is closed that has
+ * just had its answer, every PRESS_INTERVAL; fastcgi_finish() lets the web server know.
  *
  * Locking: "lock" protects all of struct server, and the fields of a Worker
  * except where they say otherwise.

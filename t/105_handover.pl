@@ -20,7 +20,7 @@ my $site = RegPilot::Test->new(
 		$site->{binary} = "$site->{dir}/regpilot-fcgi";
 		File::Copy::copy($built, $site->{binary}) && chmod 0755, $site->{binary} or die "copy: $!";
 		$manager = IO::Socket::UNIX->new(Type => SOCK_DGRAM, Local => "$site->{dir}/notify") or die "notify: $!";
-		return { NOTIFY_SOCKET => "$site->{dir}/notify" };
+		return { NOTIFY_SOCKET => "$site->{dir}/notify", REGPILOT_LOG_REQUESTS => 'off' };
 	});
 my ($key_id, $key) = $site->create_key;
 $site->add_upstream('plain', $site->start_upstream);

@@ -312,8 +312,14 @@ sub reap
 	my $status;
 	kill $signal, $pid;
 	eval {
-		wait_until("process $pid to end",
-				sub { waitpid($pid, POSIX::WNOHANG()) == $pid ? defined($status = $?) : !is_running($pid) }, $seconds);
+		wait_until(
+			"process $pid to end",
+			sub {
+				my $ended = waitpid $pid, POSIX::WNOHANG();
+				$status = $? if $ended == $pid;
+				return $ended == $pid || $ended < 0 && !is_running($pid);
+			},
+			$seconds);
 	} or do { kill 'KILL', $pid; waitpid $pid, 0; die $@ };
 	return $status;
 }

@@ -72,7 +72,7 @@ my %web_server = (
 	},
 	lighttpd => {
 		files => [ 'lighttpd.conf', map { "lighttpd-errors/$_.html" } 400, 403, 413, 431, 503 ],
-		start => [qw(/usr/sbin/lighttpd -D -f @PREFIX@/lighttpd.conf)],
+		start => [qw(setsid /usr/sbin/lighttpd -D -f @PREFIX@/lighttpd.conf)],
 		reload => 'USR1',
 	},
 	caddy => {

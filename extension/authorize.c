@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * authorize.c
- *		The hot path: checking keys, and recording what became of requests.
+ *		The hot path: checking keys.
  *
  * A check writes to no table and holds no lock on return, so it works in a
  * read-only transaction and on a standby.
@@ -16,24 +16,19 @@
 #include "utils/array.h"
 #include "utils/arrayaccess.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
 #include "catalog.h"
 #include "compat.h"
+#include "elements.h"
 #include "key.h"
 #include "location.h"
-#include "requestlog.h"
 #include "usage.h"
 
 PG_FUNCTION_INFO_V1(regpilot_authorize);
 PG_FUNCTION_INFO_V1(regpilot_authorize_many);
-PG_FUNCTION_INFO_V1(regpilot_record_many);
-
-/* HTTP: from here on a status means that the request failed (RFC 9110, 15.5) */
-#define FIRST_FAILED_STATUS 400
 
 /* So many requests of a batch are being fetched by the processor while one is judged. */
 #define LOOKAHEAD 4
@@ -66,14 +61,6 @@ typedef struct Authorization
 	Datum values[AUTHORIZATION_COUNT];
 	bool nulls[AUTHORIZATION_COUNT];
 } Authorization;
-
-/* The elements of an array argument. */
-typedef struct Elements
-{
-	Datum *values;
-	bool *nulls;
-	int count;
-} Elements;
 
 static bool
 has_permission(ArrayType *permissions, const text *wanted)
@@ -235,61 +222,14 @@ regpilot_authorize(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(result);
 }
 
-/*
- * The elements of an array argument, which must be there and have as many as
- * the first one (count, or -1 to read the first).
- */
-static Elements
-get_elements(FunctionCallInfo fcinfo, int argument, int count)
-{
-	Elements elements;
-	ArrayType *array;
-	int16 length;
-	bool by_value;
-	char alignment;
-
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-						errmsg("array argument %d must not be null", argument + 1),
-						errdetail("Only its elements may be null."),
-						errhint("Give each request one element in every array.")));
-
-	array = PG_GETARG_ARRAYTYPE_P(argument);
-	get_typlenbyvalalign(ARR_ELEMTYPE(array), &length, &by_value, &alignment);
-	deconstruct_array(array, ARR_ELEMTYPE(array), length, by_value, alignment, &elements.values,
-					  &elements.nulls, &elements.count);
-
-	if (count >= 0 && elements.count != count)
-		ereport(ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR), errmsg("array arguments differ in length"),
-				 errdetail("Argument 1 has %d elements, argument %d has %d.", count, argument + 1,
-						   elements.count),
-				 errhint("Give each request one element in every array.")));
-	return elements;
-}
-
-/* An element as a pointer, NULL if it is null. */
-static void *
-element_pointer(const Elements *elements, int i)
-{
-	return elements->nulls[i] ? NULL : DatumGetPointer(elements->values[i]);
-}
-
-/* As above, for text, detoasted. */
-static const text *
-element_text(const Elements *elements, int i)
-{
-	return elements->nulls[i] ? NULL : DatumGetTextPP(elements->values[i]);
-}
-
 Datum
 regpilot_authorize_many(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	Elements ordinals = get_elements(fcinfo, 0, -1);
-	Elements secrets = get_elements(fcinfo, 1, ordinals.count);
-	Elements permissions = get_elements(fcinfo, 2, ordinals.count);
-	Elements environments = get_elements(fcinfo, 3, ordinals.count);
+	Elements ordinals = elements_of(fcinfo, 0, -1);
+	Elements secrets = elements_of(fcinfo, 1, ordinals.count);
+	Elements permissions = elements_of(fcinfo, 2, ordinals.count);
+	Elements environments = elements_of(fcinfo, 3, ordinals.count);
 	Location locations[LOOKAHEAD]; /* of the next requests, that of i at i % LOOKAHEAD */
 	CatalogReader *reader;
 
@@ -323,81 +263,4 @@ regpilot_authorize_many(PG_FUNCTION_ARGS)
 
 	catalog_close(reader);
 	return (Datum) 0;
-}
-
-/*
- * The tokens of one request.  An upstream has made the number up: bounded, the
- * sums stay within a bigint, which a flush of all keys depends on, and each fits
- * the request log.
- */
-static int
-token_count(const Elements *counts, int i)
-{
-	if (counts->nulls[i])
-		return 0;
-	return (int) Min(Max(0, DatumGetInt64(counts->values[i])), PG_INT32_MAX);
-}
-
-Datum
-regpilot_record_many(PG_FUNCTION_ARGS)
-{
-	Elements key_ids = get_elements(fcinfo, 0, -1);
-	Elements environments = get_elements(fcinfo, 1, key_ids.count);
-	Elements statuses = get_elements(fcinfo, 2, key_ids.count);
-	Elements latencies = get_elements(fcinfo, 3, key_ids.count);
-	Elements models = get_elements(fcinfo, 4, key_ids.count);
-	Elements prompt_tokens = get_elements(fcinfo, 5, key_ids.count);
-	Elements completion_tokens = get_elements(fcinfo, 6, key_ids.count);
-	RequestLogEntry *entries = palloc(key_ids.count * sizeof(RequestLogEntry));
-	CatalogReader *reader;
-	int count = 0;
-	int recorded = 0;
-
-	usage_require();
-	reader = catalog_open();
-
-	for (int i = 0; i < key_ids.count; i++)
-	{
-		const pg_uuid_t *key_id = element_pointer(&key_ids, i);
-		const text *environment = element_text(&environments, i);
-		pg_uuid_t project_id;
-
-		CHECK_FOR_INTERRUPTS();
-		/* a key that is not there has been deleted, or the caller has made it up */
-		if (key_id == NULL || environment == NULL || statuses.nulls[i] ||
-			!catalog_find_project(reader, key_id, &project_id))
-			continue;
-
-		entries[count++] = (RequestLogEntry){
-			.project_id = project_id,
-			.key_id = key_id,
-			.environment =
-				environment_from_name(VARDATA_ANY(environment), VARSIZE_ANY_EXHDR(environment)),
-			.status = DatumGetInt32(statuses.values[i]),
-			.latency = latencies.nulls[i] ? -1 : DatumGetInt32(latencies.values[i]),
-			.model = element_text(&models, i),
-			.prompt_tokens = token_count(&prompt_tokens, i),
-			.completion_tokens = token_count(&completion_tokens, i),
-		};
-	}
-
-	/* first: what cannot be logged is not counted either, and may be tried again */
-	requestlog_append(entries, count);
-
-	/* uninterrupted: a batch is counted whole or not at all */
-	for (int i = 0; i < count; i++)
-	{
-		const RequestLogEntry *entry = &entries[i];
-		UsageCounters outcome = {
-			.failed_requests = entry->status >= FIRST_FAILED_STATUS ? 1 : 0,
-			.prompt_tokens = entry->prompt_tokens,
-			.completion_tokens = entry->completion_tokens,
-		};
-
-		if (usage_record(entry->key_id, entry->environment, &outcome))
-			recorded++;
-	}
-
-	catalog_close(reader);
-	PG_RETURN_INT32(recorded);
 }

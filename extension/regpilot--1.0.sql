@@ -412,6 +412,7 @@ CREATE TABLE regpilot.request_log (
 	key_id uuid NOT NULL,
 	status int NOT NULL,
 	latency_ms int,
+	first_byte_ms int,
 	prompt_tokens int NOT NULL,
 	completion_tokens int NOT NULL,
 	environment text NOT NULL,
@@ -420,7 +421,8 @@ CREATE TABLE regpilot.request_log (
 COMMENT ON COLUMN regpilot.request_log.at IS 'when the outcome was recorded, a fraction of a second after the answer';
 COMMENT ON COLUMN regpilot.request_log.id IS 'tells rows of the same time apart';
 COMMENT ON COLUMN regpilot.request_log.status IS 'of the HTTP answer; 499: the client went away';
-COMMENT ON COLUMN regpilot.request_log.latency_ms IS 'NULL: unknown';
+COMMENT ON COLUMN regpilot.request_log.latency_ms IS 'from the request to the end of its answer; NULL: unknown';
+COMMENT ON COLUMN regpilot.request_log.first_byte_ms IS 'from the request to the beginning of its answer; NULL: none was sent, or unknown';
 COMMENT ON COLUMN regpilot.request_log.prompt_tokens IS '0: none, or unknown';
 COMMENT ON COLUMN regpilot.request_log.completion_tokens IS '0: none, or unknown';
 COMMENT ON COLUMN regpilot.request_log.environment IS 'that the request counts under';
@@ -532,9 +534,12 @@ COMMENT ON FUNCTION regpilot.flag_stale_keys(timestamptz) IS
 -- Usage
 --
 CREATE FUNCTION regpilot.record_many(key_ids uuid[], environments text[], statuses int[],
-		latencies_ms int[], models text[], prompt_tokens bigint[], completion_tokens bigint[])
+		latencies_ms int[], models text[], prompt_tokens bigint[], completion_tokens bigint[],
+		first_bytes_ms int[] DEFAULT NULL)
 	RETURNS int
 	AS 'MODULE_PATHNAME', 'regpilot_record_many' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION regpilot.record_many(uuid[], text[], int[], int[], text[], bigint[], bigint[], int[]) IS
+	'record what became of requests, one element of each array for each, in the request log and, when the transaction commits, in the counters; returns how many. Left out is what has no key that exists, or no status from 100 to 599. A time that is NULL or negative is unknown, as is a number of tokens, which counts as 0; more than 2147483647 count as that many, a first byte after the end as at the end, an environment that is NULL or none of dev, staging, prod and ci as other; a model is cut to 200 characters';
 
 CREATE FUNCTION regpilot.flush_usage() RETURNS int
 	AS 'MODULE_PATHNAME', 'regpilot_flush_usage' LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -680,7 +685,7 @@ GRANT USAGE ON SCHEMA regpilot TO regpilot_admin, regpilot_responder, regpilot_r
 GRANT EXECUTE ON FUNCTION
 	regpilot.authorize(regpilot.secret, text, text),
 	regpilot.authorize_many(int[], regpilot.secret[], text[], text[]),
-	regpilot.record_many(uuid[], text[], int[], int[], text[], bigint[], bigint[])
+	regpilot.record_many(uuid[], text[], int[], int[], text[], bigint[], bigint[], int[])
 	TO regpilot_responder;
 GRANT SELECT ON regpilot.upstream, regpilot.route TO regpilot_responder;
 

@@ -6,9 +6,9 @@
  *
  * The parts and who may include whom (left may not include right):
  *
- *	regpilot, compat <- columns, key, ratelimit, restore <- location <- secret, argument,
- *		usage, catalog <- journal, requestlog <- audit, authorize, fold, lifecycle, member,
- *		notify, saved, stale, worker, settings <- regpilot.c
+ *	regpilot, compat <- columns, elements, key, ratelimit, restore <- location <- secret,
+ *		argument, usage, catalog <- journal, requestlog <- audit, authorize, fold, lifecycle,
+ *		member, notify, outcome, saved, stale, worker, settings <- regpilot.c
  *
  *-------------------------------------------------------------------------
  */

@@ -23,6 +23,7 @@ typedef struct RequestLogEntry
 	Environment environment;
 	int status;		   /* of the HTTP answer */
 	int latency;	   /* ms; negative: unknown */
+	int first_byte;	   /* ms; negative: unknown, or none was sent */
 	const text *model; /* asked of the upstream; NULL: none was */
 	int prompt_tokens;
 	int completion_tokens;

@@ -632,7 +632,7 @@ subtract_counters(UsageCounters *sum, const UsageCounters *counters)
 	sum->completion_tokens -= counters->completion_tokens;
 }
 
-bool
+void
 usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounters *counters)
 {
 	UsagePartition *partition;
@@ -640,7 +640,7 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 	UsageCounters sum;
 
 	if (slot == NULL)
-		return false;
+		return;
 
 	SpinLockAcquire(&slot->mutex);
 	sum = get_counters(slot, environment);
@@ -650,7 +650,6 @@ usage_record(const pg_uuid_t *key_id, Environment environment, const UsageCounte
 	SpinLockRelease(&slot->mutex);
 
 	LWLockRelease(partition->lock);
-	return true;
 }
 
 void

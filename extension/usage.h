@@ -108,11 +108,12 @@ pg_nodiscard extern UsageAdmission usage_admit(const pg_uuid_t *key_id, Environm
 extern void usage_prefetch(uint32 slot);
 
 /*
- * Add the outcome of requests of a valid key, counted before.  False if it could
- * not be kept: its slot has been evicted since, and slots are exhausted.
+ * Add the outcome of requests of a valid key, counted before.  It is not kept, but
+ * counted as refused, if its slot has been evicted since and slots are exhausted.
+ * Raises no error.
  */
-pg_nodiscard extern bool usage_record(const pg_uuid_t *key_id, Environment environment,
-									  const UsageCounters *counters);
+extern void usage_record(const pg_uuid_t *key_id, Environment environment,
+						 const UsageCounters *counters);
 
 /* Add counters to others; the later time of last use is that of both. */
 extern void usage_add_counters(UsageCounters *sum, const UsageCounters *counters);

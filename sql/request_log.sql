@@ -22,12 +22,14 @@ SELECT key_id, key FROM regpilot.create_key(:'project', 'logged', 'staging') \gs
 --
 -- Writing
 --
-SELECT regpilot.record_many(array_fill(:'key_id'::uuid, '{6}') || ARRAY['00000000-0000-0000-0000-000000000000', NULL]::uuid[],
-	'{prod,laptop,ci,ci,dev,NULL,ci,ci}', '{200,499,100000,-1,NULL,200,200,200}', '{12,-1,NULL,2147483647,1,1,1,1}',
-	ARRAY['gpt-4o', NULL, repeat(chr(233), 300), E'\x1b[31m', 'x', 'x', 'x', 'x'],
-	'{3,NULL,-5,9223372036854775807,1,1,1,1}', '{10,20,NULL,-1,1,1,1,1}');
+-- what is absurd is bounded, or left out, and never hinders the rest
+SELECT regpilot.record_many(array_fill(:'key_id'::uuid, '{9}') || ARRAY['00000000-0000-0000-0000-000000000000', NULL]::uuid[],
+	'{prod,laptop,ci,NULL,dev,ci,ci,ci,ci,ci,ci}', '{200,499,599,100,200,99,600,-2147483648,NULL,200,200}',
+	'{12,-1,NULL,2147483647,5,1,1,1,1,1,1}',
+	ARRAY['gpt-4o', NULL, repeat(chr(233), 300), E'\x1b[31m', '', 'x', 'x', 'x', 'x', 'x', 'x'],
+	'{3,NULL,-5,9223372036854775807,1,1,1,1,1,1,1}', '{10,20,NULL,-1,1,1,1,1,1,1,1}', '{3,NULL,7,-1,6,1,1,1,1,1,1}');
 SELECT project_id = :'project' AS project, key_id = :'key_id' AS key, at BETWEEN now() - interval '1 minute' AND clock_timestamp() AS at,
-	environment, status, latency_ms, char_length(model) AS length, replace(left(model, 12), chr(233), 'e') AS model, prompt_tokens, completion_tokens
+	environment, status, latency_ms, first_byte_ms, char_length(model) AS length, replace(left(model, 12), chr(233), 'e') AS model, prompt_tokens, completion_tokens
 FROM regpilot.request_log WHERE project_id = :'project' ORDER BY id;
 SELECT count(DISTINCT at) AS times, count(DISTINCT id) AS ids FROM regpilot.request_log WHERE project_id = :'project';
 
@@ -54,11 +56,45 @@ SELECT log_one(:'key_id');
 COMMIT;
 SELECT rows_and_failures(:'key_id');
 
--- counts survive a ROLLBACK, rows do not
+-- either both or neither: a ROLLBACK takes back what it is of
 BEGIN;
 SELECT log_one(:'key_id');
 ROLLBACK;
 SELECT rows_and_failures(:'key_id');
+BEGIN;
+SELECT log_one(:'key_id');
+SAVEPOINT one;
+SELECT log_one(:'key_id');
+SAVEPOINT two;
+SELECT log_one(:'key_id');
+RELEASE two;
+ROLLBACK TO one;
+SAVEPOINT three;
+SELECT log_one(:'key_id');
+SAVEPOINT four;
+SELECT log_one(:'key_id');
+ROLLBACK TO four;
+RELEASE three;
+SELECT log_one(:'key_id');
+COMMIT;
+SELECT rows_and_failures(:'key_id');
+BEGIN;
+SELECT log_one(:'key_id');
+PREPARE TRANSACTION 'outcome';
+SELECT rows_and_failures(:'key_id');
+
+-- the same key and environment many times in a call
+SELECT regpilot.record_many(array_fill(:'key_id'::uuid, '{3000}'), array_fill('staging'::text, '{3000}'), array_fill(500, '{3000}'),
+	array_fill(1, '{3000}'), array_fill('x'::text, '{3000}'), array_fill(2::bigint, '{3000}'), array_fill(3::bigint, '{3000}'));
+SELECT regpilot.flush_usage() >= 0;
+SELECT failed_requests, prompt_tokens, completion_tokens FROM regpilot.key_usage WHERE key_id = :'key_id' AND environment = 'staging';
+SELECT count(*), count(DISTINCT id) AS ids FROM regpilot.request_log WHERE key_id = :'key_id' AND environment = 'staging';
+
+-- the name of a model is stored as it is, whatever the client's encoding
+SET client_encoding = 'LATIN1';
+SELECT regpilot.record_many(ARRAY[:'key_id']::uuid[], '{ci}', '{201}', '{1}', ARRAY[chr(27169) || U&'\00e9"''\\{,'], '{1}', '{1}');
+RESET client_encoding;
+SELECT model = chr(27169) || U&'\00e9"''\\{,' AS model FROM regpilot.request_log WHERE key_id = :'key_id' AND status = 201;
 
 -- what cannot be logged is not counted: the second try counts once
 ALTER TABLE regpilot.request_log ADD CONSTRAINT no_teapots CHECK (status <> 418);

@@ -38,6 +38,7 @@ SELECT prompt_tokens, completion_tokens FROM regpilot.key_usage WHERE key_id = :
 
 SELECT * FROM error_of($$SELECT regpilot.record_many('{}', '{a}', '{}', '{}', '{}', '{}', '{}')$$);
 SELECT * FROM error_of($$SELECT regpilot.record_many('{}', '{}', '{}', '{}', '{}', '{}', NULL)$$);
+SELECT * FROM error_of($$SELECT regpilot.record_many('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{1}')$$);
 SELECT regpilot.record_many('{}', '{}', '{}', '{}', '{}', '{}', '{}');
 
 -- counts survive the transaction's end either way

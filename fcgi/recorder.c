@@ -2,12 +2,21 @@
  * recorder.c
  *	  Reports the outcomes of requests to the database.
  *
- * Outcomes stay in the queue until there is a connection. A batch that has been
- * sent is not sent again, whatever becomes of it: the database may have counted
- * it, and an outcome counted twice is worse than one that is lost and logged.
+ * Outcomes stay in the queue until they are recorded, once each, whatever becomes of
+ * the connection. A batch is a transaction: its rows in the request log come with the
+ * COMMIT, and so do its counts (see outcome.c of the extension). Until COMMIT is sent
+ * a failure means that nothing has been recorded, and the batch is sent again. When no
+ * answer to COMMIT has come, the database is asked later what became of the
+ * transaction, by the number that it had. (On a standby it has none. What was in doubt
+ * is then taken for recorded: a count too many is worse than one too few.)
+ *
+ * Lost, and logged, are outcomes that do not fit into the queue while the database is
+ * away, those that are left some time after recorder_stop(), and one that the database
+ * finds fault with. That takes others with it no further than to a second call: the
+ * batch is halved until the bad one is alone.
  */
 #include "recorder.h"
-#include "buffer.h"
+#include "array.h"
 #include "clock.h"
 #include "config.h"
 #include "database.h"
@@ -18,31 +27,49 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Outcomes kept while the database is away: about 6 MB at most, and the models' names. */
+/* Outcomes kept while the database is away: 6 MB, and their models' names. */
+#ifndef QUEUE_SIZE
 #define QUEUE_SIZE 65536
+#endif
 /* Outcomes in one call; so many are sent without waiting for more */
 #define BATCH_MAX 4096
 /* ms that an outcome waits for others */
 #define FLUSH_INTERVAL 200
-/* ms that one call or one attempt to connect may take: no request waits for it */
+/* ms that the database gets for a statement, and for an attempt to connect: no request waits */
 #define CALL_TIMEOUT 5000
-/* ms between attempts to connect */
+/* ms more until we give the connection up: it is better to hear of the timeout */
+#define ANSWER_TIMEOUT (CALL_TIMEOUT + 1000)
+/* ms between attempts */
 #define RETRY_INTERVAL 500
+/* ms after recorder_stop() in which the database may come back */
+#define STOP_PATIENCE 10000
+/* ms between two messages about what is lost */
+#define LOSS_INTERVAL 1000
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake; /* signalled when the thread has something to look at */
 static pthread_t thread;
 
-/* protected by lock: a ring */
+/*
+ * Protected by lock. The queue is a ring of which only the thread removes outcomes: so
+ * it may read those that are in it without the lock.
+ */
 static Outcome queue[QUEUE_SIZE];
 static int first;
 static int count;
-static int64_t dropped; /* since the last message about it */
+static int64_t overflowed; /* outcomes that did not fit, since the last message about it */
 static bool stopping;
+static int64_t give_up_at; /* while stopping */
+static RecorderStats statistics;
 
-/* the thread's */
-static PGconn *connection;
-static char problem[DATABASE_ERROR_SIZE]; /* logged last; empty while all is well */
+/* What came of an attempt to record a batch. */
+typedef enum Attempt
+{
+	ATTEMPT_RECORDED,
+	ATTEMPT_FAILED,	 /* nothing was recorded, or it is not known yet; to be tried again */
+	ATTEMPT_REFUSED, /* the database finds fault with an outcome */
+	ATTEMPT_UNKNOWN, /* it will never be known */
+} Attempt;
 
 /* The parameters of record_many, in its order. */
 enum
@@ -54,8 +81,45 @@ enum
 	MODELS,
 	PROMPT_TOKENS,
 	COMPLETION_TOKENS,
+	FIRST_BYTES,
 	PARAMETERS
 };
+
+static const struct
+{
+	uint32_t element;
+	Oid array;
+} parameter_type[PARAMETERS] = {
+	[KEY_IDS] = {UUIDOID, UUIDARRAYOID},
+	[ENVIRONMENTS] = {TEXTOID, TEXTARRAYOID},
+	[STATUSES] = {INT4OID, INT4ARRAYOID},
+	[LATENCIES] = {INT4OID, INT4ARRAYOID},
+	[MODELS] = {TEXTOID, TEXTARRAYOID},
+	[PROMPT_TOKENS] = {INT8OID, INT8ARRAYOID},
+	[COMPLETION_TOKENS] = {INT8OID, INT8ARRAYOID},
+	[FIRST_BYTES] = {INT4OID, INT4ARRAYOID},
+};
+
+static const char record_sql[] = "SELECT regpilot.record_many($1, $2, $3, $4, $5, $6, $7, $8)";
+
+/* The thread's. */
+static struct
+{
+	PGconn *connection;
+	bool unicode; /* the database has characters for any name of a model */
+	Buffer parameter[PARAMETERS];
+	int batch_max; /* less than BATCH_MAX while an outcome is looked for that was refused */
+	bool refused;  /* the outcome that was sent last, alone */
+
+	/* a batch of which we do not know whether it is recorded: the first ones of the queue */
+	int doubtful;		  /* outcomes; 0: there is none */
+	uint64_t transaction; /* 0: has no number */
+
+	char error[DATABASE_ERROR_SIZE];   /* of the last attempt */
+	char problem[DATABASE_ERROR_SIZE]; /* logged last; empty while all is well */
+	int64_t lost;					   /* since the last message about it */
+	int64_t lost_logged_at;
+} recorder;
 
 void
 recorder_add(const Outcome *outcome)
@@ -63,7 +127,8 @@ recorder_add(const Outcome *outcome)
 	pthread_mutex_lock(&lock);
 	if (count == QUEUE_SIZE)
 	{
-		dropped++;
+		overflowed++;
+		statistics.lost++;
 		free(outcome->model);
 	}
 	else
@@ -76,191 +141,425 @@ recorder_add(const Outcome *outcome)
 	pthread_mutex_unlock(&lock);
 }
 
-/* Logs a problem that was not the last one. */
-static void
-report(const char *error)
+void
+recorder_stats(RecorderStats *stats)
 {
-	if (strcmp(error, problem) != 0)
-		log_line("cannot record outcomes: %s", error);
-	snprintf(problem, sizeof(problem), "%s", error);
+	pthread_mutex_lock(&lock);
+	*stats = statistics;
+	stats->queued = count;
+	pthread_mutex_unlock(&lock);
 }
 
-/* An element of a text-format array. */
+/* ---- the connection ---- */
+
 static void
-append_text(Buffer *array, const char *value)
+set_connected(bool connected)
 {
-	buffer_append_string(array, array->length > 0 ? "," : "{");
-	if (value == NULL)
-	{
-		buffer_append_string(array, "NULL");
-		return;
-	}
-	buffer_append_string(array, "\"");
-	for (; *value != '\0'; value++)
-	{
-		if (*value == '"' || *value == '\\')
-			buffer_append(array, "\\", 1);
-		buffer_append(array, value, 1);
-	}
-	buffer_append_string(array, "\"");
+	pthread_mutex_lock(&lock);
+	statistics.connected = connected;
+	pthread_mutex_unlock(&lock);
 }
 
 static void
-append_number(Buffer *array, int64_t value)
+disconnect(void)
 {
-	buffer_printf(array, "%c%lld", array->length > 0 ? ',' : '{', (long long) value);
+	PQfinish(recorder.connection);
+	recorder.connection = NULL;
+	set_connected(false);
 }
 
-/* Moves outcomes from the queue into the parameters; gives their number. Holds the lock. */
-static int
-take_batch(Buffer parameter[PARAMETERS])
-{
-	int taken = 0;
-
-	for (; taken < BATCH_MAX && count > 0; taken++)
-	{
-		Outcome *outcome = &queue[first];
-
-		append_text(&parameter[KEY_IDS], outcome->key_id);
-		append_text(&parameter[ENVIRONMENTS], outcome->environment);
-		append_number(&parameter[STATUSES], outcome->status);
-		append_number(&parameter[LATENCIES], outcome->latency);
-		append_text(&parameter[MODELS], outcome->model);
-		append_number(&parameter[PROMPT_TOKENS], outcome->prompt_tokens);
-		append_number(&parameter[COMPLETION_TOKENS], outcome->completion_tokens);
-		free(outcome->model);
-
-		first = (first + 1) % QUEUE_SIZE;
-		count--;
-	}
-	return taken;
-}
-
-/* Sends one call of record_many; false, with an error text, when it failed. */
 static bool
-record(Buffer parameter[PARAMETERS], char *error)
+prepare(int64_t deadline)
 {
-	static const char sql[] = "SELECT regpilot.record_many($1::pg_catalog.uuid[],"
-							  " $2::pg_catalog.text[], $3::pg_catalog.int4[],"
-							  " $4::pg_catalog.int4[], $5::pg_catalog.text[],"
-							  " $6::pg_catalog.int8[], $7::pg_catalog.int8[])";
-	const char *values[PARAMETERS];
+	Oid types[PARAMETERS];
 	PGresult *result;
 
 	for (int i = 0; i < PARAMETERS; i++)
+		types[i] = parameter_type[i].array;
+	if (!PQsendPrepare(recorder.connection, "record", record_sql, PARAMETERS, types))
 	{
-		buffer_append_string(&parameter[i], "}");
-		if (parameter[i].failed)
-		{
-			snprintf(error, DATABASE_ERROR_SIZE, "out of memory");
-			return false;
-		}
-		values[i] = parameter[i].data;
-	}
-	if (!PQsendQueryParams(connection, sql, PARAMETERS, NULL, values, NULL, NULL, 0))
-	{
-		snprintf(error, DATABASE_ERROR_SIZE, "%s", PQerrorMessage(connection));
+		snprintf(recorder.error, sizeof(recorder.error), "%s", PQerrorMessage(recorder.connection));
 		return false;
 	}
-	result = database_result(connection, clock_ms() + CALL_TIMEOUT, error, NULL);
+	result = database_result(recorder.connection, deadline, recorder.error, NULL);
 	PQclear(result);
 	return result != NULL;
 }
 
-/* Sends up to a batch of what is queued. Called and returns with the lock. */
-static void
-flush(void)
-{
-	Buffer parameter[PARAMETERS];
-	char error[DATABASE_ERROR_SIZE];
-	int taken;
-
-	for (int i = 0; i < PARAMETERS; i++)
-		buffer_init(&parameter[i], SIZE_MAX / 2);
-	taken = take_batch(parameter);
-	pthread_mutex_unlock(&lock);
-
-	if (record(parameter, error))
-		problem[0] = '\0';
-	else
-	{
-		report(error);
-		log_line("lost %d outcomes", taken);
-		PQfinish(connection);
-		connection = NULL;
-	}
-	for (int i = 0; i < PARAMETERS; i++)
-		buffer_free(&parameter[i]);
-	pthread_mutex_lock(&lock);
-}
-
-/* Called and returns with the lock. */
+/* Sees to it that there is a connection that works, as far as we know. */
 static bool
-ensure_connection(void)
+ensure_connection(int64_t deadline)
 {
-	pthread_mutex_unlock(&lock);
-	if (connection != NULL && !database_alive(connection))
-	{
-		PQfinish(connection);
-		connection = NULL;
-	}
-	if (connection == NULL)
-	{
-		char error[DATABASE_ERROR_SIZE];
+	const char *encoding;
 
-		connection = database_connect(config.database, "regpilot-fcgi recorder", CALL_TIMEOUT,
-									  clock_ms() + CALL_TIMEOUT, error);
-		if (connection == NULL)
-			report(error);
-	}
-	pthread_mutex_lock(&lock);
-	return connection != NULL;
+	if (recorder.connection != NULL && database_alive(recorder.connection))
+		return true;
+	disconnect();
+
+	recorder.connection = database_connect(config.database, "regpilot-fcgi recorder", CALL_TIMEOUT,
+										   deadline, recorder.error);
+	if (recorder.connection == NULL || !prepare(deadline))
+		return false;
+	encoding = PQparameterStatus(recorder.connection, "server_encoding");
+	recorder.unicode =
+		encoding != NULL && (strcmp(encoding, "UTF8") == 0 || strcmp(encoding, "SQL_ASCII") == 0);
+	set_connected(true);
+	return true;
 }
 
-/* Waits up to so many ms, or until stopping, or until a whole batch is there. Holds the lock. */
+/* ---- one batch ---- */
+
+static int
+hex_digit(char c)
+{
+	return c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10;
+}
+
+/* Appends a uuid, which is well-formed: the database has written it. */
+static void
+append_uuid(Buffer *array, const char *text)
+{
+	unsigned char bytes[16] = {0};
+
+	for (size_t i = 0; i < sizeof(bytes) && text[0] != '\0' && text[1] != '\0'; text += 2)
+	{
+		if (*text == '-')
+			text++;
+		bytes[i++] = (unsigned char) (hex_digit(text[0]) << 4 | hex_digit(text[1]));
+	}
+	array_append(array, bytes, sizeof(bytes));
+}
+
+/* Puts a question mark in the place of each character that is not of ASCII. */
+static void
+make_ascii(char *text)
+{
+	char *end = text;
+
+	for (; *text != '\0'; text++)
+	{
+		if ((*text & 0x80) == 0)
+			*end++ = *text;
+		else if ((*text & 0x40) != 0) /* the first byte of a character (UTF-8) */
+			*end++ = '?';
+	}
+	*end = '\0';
+}
+
+/* Makes parameters of the first outcomes of the queue; false when out of memory. */
+static bool
+make_parameters(int outcomes)
+{
+	Buffer *parameter = recorder.parameter;
+	bool failed = false;
+
+	for (int i = 0; i < PARAMETERS; i++)
+		array_begin(&parameter[i], parameter_type[i].element);
+	for (int i = 0; i < outcomes; i++)
+	{
+		const Outcome *outcome = &queue[(first + i) % QUEUE_SIZE];
+
+		if (!recorder.unicode && outcome->model != NULL)
+			make_ascii(outcome->model);
+		append_uuid(&parameter[KEY_IDS], outcome->key_id);
+		array_append_text(&parameter[ENVIRONMENTS], outcome->environment);
+		array_append_int32(&parameter[STATUSES], outcome->status);
+		array_append_int32(&parameter[LATENCIES], outcome->latency);
+		array_append_text(&parameter[MODELS], outcome->model);
+		array_append_int64(&parameter[PROMPT_TOKENS], outcome->prompt_tokens);
+		array_append_int64(&parameter[COMPLETION_TOKENS], outcome->completion_tokens);
+		array_append_int32(&parameter[FIRST_BYTES], outcome->first_byte);
+	}
+	for (int i = 0; i < PARAMETERS; i++)
+	{
+		array_end(&parameter[i], outcomes);
+		failed |= parameter[i].failed;
+	}
+	return !failed;
+}
+
+/* Begins a transaction and notes its number. */
+static bool
+begin(int64_t deadline)
+{
+	PGresult *result = database_query(
+		recorder.connection,
+		"BEGIN ISOLATION LEVEL READ COMMITTED;"
+		" SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_xact_id() END",
+		deadline, recorder.error, NULL);
+
+	if (result == NULL)
+		return false;
+	recorder.transaction = strtoull(PQgetvalue(result, 0, 0), NULL, 10); /* 0 for NULL */
+	PQclear(result);
+	return true;
+}
+
+/* Calls record_many with the parameters; sqlstate as of database_result(). */
+static bool
+call(int64_t deadline, char *sqlstate)
+{
+	static const int binary[PARAMETERS] = {1, 1, 1, 1, 1, 1, 1, 1};
+	const char *values[PARAMETERS];
+	int lengths[PARAMETERS];
+	PGresult *result;
+
+	for (int i = 0; i < PARAMETERS; i++)
+	{
+		values[i] = recorder.parameter[i].data;
+		lengths[i] = (int) recorder.parameter[i].length;
+	}
+	sqlstate[0] = '\0';
+	if (!PQsendQueryPrepared(recorder.connection, "record", PARAMETERS, values, lengths, binary, 1))
+	{
+		snprintf(recorder.error, sizeof(recorder.error), "%s", PQerrorMessage(recorder.connection));
+		return false;
+	}
+	result = database_result(recorder.connection, deadline, recorder.error, sqlstate);
+	PQclear(result);
+	return result != NULL;
+}
+
+/*
+ * What became of the batch that is in doubt. ATTEMPT_FAILED: that is not known yet, or
+ * it was not recorded, and is in doubt no more.
+ */
+static Attempt
+resolve(int64_t deadline)
+{
+	Attempt attempt = ATTEMPT_FAILED;
+	char sqlstate[6];
+	char sql[96];
+	PGresult *result;
+
+	snprintf(sql, sizeof(sql), "SELECT pg_catalog.pg_xact_status('%llu')",
+			 (unsigned long long) recorder.transaction);
+	result = database_query(recorder.connection, sql, deadline, recorder.error, sqlstate);
+	if (result != NULL)
+	{
+		const char *status = PQgetvalue(result, 0, 0);
+
+		if (strcmp(status, "committed") == 0)
+			attempt = ATTEMPT_RECORDED;
+		else if (strcmp(status, "aborted") == 0)
+			recorder.doubtful = 0;
+		else if (strcmp(status, "in progress") == 0)
+			snprintf(recorder.error, sizeof(recorder.error), "a call has not ended yet");
+		else
+			attempt = ATTEMPT_UNKNOWN; /* NULL: it is too long ago */
+	}
+	else if (strcmp(sqlstate, "22023") == 0)
+		recorder.doubtful = 0; /* yet to come: a crash of the server has undone it */
+	PQclear(result);
+	return attempt;
+}
+
+/*
+ * Whether the database finds fault with what it was to record, not with itself: by the
+ * class of the SQLSTATE. Data, integrity, WITH CHECK OPTION, limits; what triggers
+ * raise; internal errors.
+ */
+static bool
+is_refusal(const char *sqlstate)
+{
+	static const char *const classes[] = {"22", "23", "44", "54", "P0", "XX"};
+
+	for (size_t i = 0; i < sizeof(classes) / sizeof(classes[0]); i++)
+	{
+		if (strncmp(sqlstate, classes[i], 2) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Records the first outcomes of the queue, all or none of them. */
+static Attempt
+record(int outcomes, int64_t deadline)
+{
+	char sqlstate[6];
+	bool sent_commit = false;
+	PGresult *result = NULL;
+
+	if (!ensure_connection(deadline))
+		return ATTEMPT_FAILED;
+	if (recorder.doubtful > 0)
+	{
+		Attempt attempt = resolve(deadline);
+
+		if (recorder.doubtful > 0)
+			return attempt;
+	}
+
+	if (!make_parameters(outcomes))
+	{
+		snprintf(recorder.error, sizeof(recorder.error), "out of memory");
+		return ATTEMPT_FAILED;
+	}
+	if (!begin(deadline))
+		return ATTEMPT_FAILED;
+	if (call(deadline, sqlstate))
+	{
+		sent_commit = true;
+		result = database_query(recorder.connection, "COMMIT", deadline, recorder.error, sqlstate);
+		PQclear(result);
+	}
+	if (result != NULL)
+		return ATTEMPT_RECORDED;
+
+	if (is_refusal(sqlstate))
+	{
+		char ignored[DATABASE_ERROR_SIZE];
+
+		result = database_query(recorder.connection, "ROLLBACK", deadline, ignored, NULL);
+		PQclear(result);
+		if (result == NULL)
+			disconnect();
+		return ATTEMPT_REFUSED;
+	}
+	if (sent_commit)
+	{
+		recorder.doubtful = outcomes;
+		if (recorder.transaction == 0)
+			return ATTEMPT_UNKNOWN;
+	}
+	return ATTEMPT_FAILED;
+}
+
+/* ---- the thread ---- */
+
+/* Waits up to so many ms, or until we are to stop, or until a whole batch is there. Holds the lock. */
 static void
 pause_for(int ms, bool batch_ends_it)
 {
 	struct timespec end = clock_timespec(clock_ms() + ms);
+	bool stopped = stopping;
 
-	while (!stopping && !(batch_ends_it && count >= BATCH_MAX) &&
+	while (stopping == stopped && !(batch_ends_it && count >= BATCH_MAX) &&
 		   pthread_cond_timedwait(&wake, &lock, &end) != ETIMEDOUT)
 		;
+}
+
+/* Takes the first outcomes from the queue. Holds the lock. */
+static void
+remove_outcomes(int outcomes)
+{
+	for (int i = 0; i < outcomes; i++)
+	{
+		free(queue[first].model);
+		first = (first + 1) % QUEUE_SIZE;
+	}
+	count -= outcomes;
+	recorder.doubtful = 0;
+}
+
+/* The same of outcomes that are lost. Holds the lock. */
+static void
+lose_outcomes(int outcomes, const char *why)
+{
+	remove_outcomes(outcomes);
+	statistics.lost += outcomes;
+	log_line("lost %d outcomes: %s", outcomes, why);
+}
+
+/* Follows up on an attempt to record some outcomes; false when there is to be no other. Holds the lock. */
+static bool
+follow_up(Attempt attempt, int outcomes)
+{
+	bool refused = recorder.refused;
+
+	recorder.refused = false;
+	switch (attempt)
+	{
+		case ATTEMPT_RECORDED:
+			remove_outcomes(outcomes);
+			statistics.recorded += outcomes;
+			recorder.batch_max =
+				recorder.batch_max < BATCH_MAX / 2 ? 2 * recorder.batch_max : BATCH_MAX;
+			if (recorder.problem[0] != '\0')
+				log_line("recording outcomes again");
+			recorder.problem[0] = '\0';
+			break;
+
+		case ATTEMPT_REFUSED:
+			statistics.failures++;
+			if (outcomes > 1)
+			{
+				recorder.batch_max = outcomes / 2;
+				break;
+			}
+			lose_outcomes(outcomes, recorder.error);
+			recorder.refused = true;
+			if (refused && !stopping)
+				pause_for(RETRY_INTERVAL, false); /* not one after the other in a rush */
+			break;
+
+		case ATTEMPT_UNKNOWN:
+			statistics.failures++;
+			lose_outcomes(outcomes, recorder.error);
+			break;
+
+		case ATTEMPT_FAILED:
+			statistics.failures++;
+			if (strcmp(recorder.error, recorder.problem) != 0)
+				log_line("cannot record outcomes: %s", recorder.error);
+			snprintf(recorder.problem, sizeof(recorder.problem), "%s", recorder.error);
+			if (stopping && clock_ms() >= give_up_at)
+				return false;
+			pause_for(RETRY_INTERVAL, false);
+			break;
+	}
+	return true;
 }
 
 static void *
 recorder_main(void *argument)
 {
+	bool going_on = true;
+
 	(void) argument;
+	recorder.batch_max = BATCH_MAX;
+	for (int i = 0; i < PARAMETERS; i++)
+		buffer_init(&recorder.parameter[i], INT32_MAX);
 
 	pthread_mutex_lock(&lock);
-	for (;;)
+	while (going_on)
 	{
+		int64_t deadline;
+		Attempt attempt;
+		int outcomes;
+
 		while (count == 0 && !stopping)
 			pthread_cond_wait(&wake, &lock);
 		if (count == 0)
 			break;
+		if (!stopping)
+			pause_for(FLUSH_INTERVAL, true);
 
-		pause_for(FLUSH_INTERVAL, true);
-		if (ensure_connection())
-			flush();
-		else if (stopping)
-			break;
-		else
-			pause_for(RETRY_INTERVAL, false);
+		outcomes = recorder.doubtful;
+		if (outcomes == 0)
+			outcomes = count < recorder.batch_max ? count : recorder.batch_max;
+		deadline = clock_ms() + ANSWER_TIMEOUT;
+		if (stopping && deadline > give_up_at)
+			deadline = give_up_at;
 
-		if (dropped > 0)
-		{
-			log_line("lost %lld outcomes: the queue was full", (long long) dropped);
-			dropped = 0;
-		}
+		pthread_mutex_unlock(&lock);
+		attempt = record(outcomes, deadline);
+		if (attempt == ATTEMPT_FAILED || attempt == ATTEMPT_UNKNOWN)
+			disconnect();
+		pthread_mutex_lock(&lock);
+		going_on = follow_up(attempt, outcomes);
+
+		if (overflowed > 0)
+			log_line("lost %lld outcomes: the queue was full", (long long) overflowed);
+		overflowed = 0;
 	}
 	if (count > 0)
-		log_line("lost %d outcomes: stopped without a connection", count);
-	for (; count > 0; count--, first = (first + 1) % QUEUE_SIZE)
-		free(queue[first].model);
+		lose_outcomes(count, "stopped before they could be recorded");
 	pthread_mutex_unlock(&lock);
-	PQfinish(connection);
+
+	PQfinish(recorder.connection);
+	for (int i = 0; i < PARAMETERS; i++)
+		buffer_free(&recorder.parameter[i]);
 	return NULL;
 }
 
@@ -283,6 +582,7 @@ recorder_stop(void)
 {
 	pthread_mutex_lock(&lock);
 	stopping = true;
+	give_up_at = clock_ms() + STOP_PATIENCE;
 	pthread_cond_signal(&wake);
 	pthread_mutex_unlock(&lock);
 	pthread_join(thread, NULL);

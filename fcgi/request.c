@@ -370,11 +370,14 @@ record_outcome(Exchange *exchange)
 	Outcome outcome = {
 		.status = exchange->status,
 		.latency = (int) (clock_ms() - exchange->started),
+		.first_byte = -1,
 		.model = exchange->model,
 		.prompt_tokens = exchange->usage.prompt_tokens,
 		.completion_tokens = exchange->usage.completion_tokens,
 	};
 
+	if (exchange->first_byte != 0)
+		outcome.first_byte = (int) (exchange->first_byte - exchange->started);
 	exchange->model = NULL; /* the recorder's now */
 	memcpy(outcome.key_id, exchange->authorization.key_id, sizeof(outcome.key_id));
 	memcpy(outcome.environment, exchange->authorization.counted_as, sizeof(outcome.environment));

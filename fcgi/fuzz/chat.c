@@ -8,6 +8,7 @@
 #include "fuzz.h"
 
 #include "../chat.h"
+#include "../syntax.h"
 
 #include <stdbool.h>
 
@@ -207,7 +208,7 @@ check_answer(const char *text, size_t length, const json_t *value)
 	Usage usage = {.prompt_tokens = -7, .completion_tokens = -8};
 	ChatKind kind;
 
-	CHECK(chat_is_json(text, length) == (value != NULL));
+	CHECK(syntax_is_json(text, length) == (value != NULL));
 	CHECK(chat_read_usage(text, length, &usage, &kind) == json_is_object(value));
 	CHECK((kind == CHAT_WITHOUT_USAGE) == (counts == NULL));
 	CHECK(kind != CHAT_ALL_USAGE || json_is_object(counts));

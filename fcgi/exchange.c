@@ -48,6 +48,8 @@ exchange_read_json(const Exchange *exchange, Buffer *body)
 		return REFUSAL_UNSUPPORTED_MEDIA_TYPE;
 	if (expected > config.max_body)
 		return REFUSAL_BODY_TOO_LARGE;
+	if (expected > 0 && expected < (long long) step)
+		step = (size_t) expected + 1; /* one more than will come: so the first read is the last */
 
 	for (;;)
 	{

@@ -103,7 +103,8 @@ cmp_ok($peak, '<', 200_000, 'and none of it fills the memory');
 
 $site->add_upstream($_, $upstream) foreach qw(first other);
 $site->add_routes(
-	(map { ([ $_, 'first', $_, 1 ], [ $_, 'second', 'at-once', 2 ]) } qw(at-once refuse hang long-stream dies)),
+	(map { ([ "first-$_", 'first', $_, 1 ], [ "first-$_", 'second', 'at-once', 2 ]) }
+		  qw(at-once refuse hang long-stream dies)),
 	[ 'alone', 'first', 'at-once' ],
 	[ 'both', 'first', 'at-once', 1 ], [ 'both', 'other', 'at-once', 2 ],
 	[ 'refuse-other', 'other', 'refuse' ]);
@@ -111,26 +112,26 @@ $site->sql(q{UPDATE regpilot.upstream SET timeout_ms = 60000 WHERE name = 'first
 
 my $passed = 0;
 # That many more seconds are over.
-sub let_pass
+sub pass
 {
 	$passed += shift;
 	return step_monotonic_clock($passed);
 }
 
-is(call('at-once'), '200 first/at-once', 'the first by priority');
-is(call('refuse', user => '503 30'), '200 second/at-once', 'fails for half a minute');
-is(call('at-once'), '200 second/at-once', 'and is passed over') foreach 1 .. 5;
+is(call('first-at-once'), '200 first/at-once', 'the first by priority');
+is(call('first-refuse', user => '503 30'), '200 second/at-once', 'fails for half a minute');
+is(call('first-at-once'), '200 second/at-once', 'and is passed over') foreach 1 .. 5;
 cmp_ok(failing()->{first}[1], '<=', 30, 'for as long as Retry-After says');
 cmp_ok(failing()->{first}[1], '>', 1, 'and not less');
 $site->add_routes([ 'another', 'second', 'at-once' ]);
-is(call('at-once'), '200 second/at-once', 'also after the routes have changed');
+is(call('first-at-once'), '200 second/at-once', 'also after the routes have changed');
 is(call('alone'), '200 first/at-once', 'where there is no other it is tried all the same');
-is(call('at-once'), '200 first/at-once', 'and as it has answered, is the first again');
+is(call('first-at-once'), '200 first/at-once', 'and as it has answered, is the first again');
 
 # the times double
 foreach my $failures (1 .. 8)
 {
-	is(call('refuse', user => '500 0'), '200 second/at-once', "failure $failures");
+	is(call('first-refuse', user => '500 0'), '200 second/at-once', "failure $failures");
 	my ($counted, $seconds) = @{ failing()->{first} };
 	my $expected = 2**($failures - 1) < 60 ? 2**($failures - 1) : 60;
 	is($counted, $failures, "failure $failures: counted");
@@ -139,71 +140,70 @@ foreach my $failures (1 .. 8)
 
 	# it is not counted twice for what others try in the meantime
 	is($site->chat($key, model => 'alone', stream => $whole, messages => [])->{status}, 400, "failure $failures: in between");
-	let_pass($expected + 1);
+	pass($expected + 1);
 }
-is(call('refuse', user => '429 86400'), '200 second/at-once', 'asks for a day');
+is(call('first-refuse', user => '429 86400'), '200 second/at-once', 'asks for a day');
 cmp_ok(failing()->{first}[1], '<=', 60, 'and gets a minute');
-let_pass(61);
+pass(61);
 
 # one request tries it, while others do not wait for it
-my $body = JSON::PP::encode_json(user_message(model => 'hang', stream => $whole));
+my $body = JSON::PP::encode_json(user_message(model => 'first-hang', stream => $whole));
 my ($out, $err) = ('', '');
 my $probe = IPC::Run::start(
 	[ 'curl', '--silent', '--max-time', 60, '--header', "X-API-Key: $key", '--json', $body, $site->url . '/api/ai/chat' ],
 	'<', \undef, '>', \$out, '2>', \$err);
 wait_until('the upstream to be asked', sub { $site->last_request->{model} eq 'hang' });
-is(call('at-once'), '200 second/at-once', 'while one request tries it the others pass it over') foreach 1 .. 3;
+is(call('first-at-once'), '200 second/at-once', 'while one request tries it the others pass it over') foreach 1 .. 3;
 $probe->kill_kill;
 wait_until('its client to be gone', sub { (grep { $_->{event} eq 'client gone' } json_file($site->upstream_requests))[-1]{model} eq 'hang' });
-is(wait_until('the next one to try it', sub { my $call = call('at-once'); $call =~ /first/ ? $call : undef }),
+is(wait_until('the next one to try it', sub { my $call = call('first-at-once'); $call =~ /first/ ? $call : undef }),
 	'200 first/at-once', 'a client that goes away says nothing of it: the next one tries');
 is(failing()->{first}, undef, 'and all is well');
 
 # a stream that has begun lets the others try, too, but is none that has succeeded
-call('refuse', user => '500 0');
-let_pass(2);
-my ($before) = scalar json_file($site->upstream_requests);
+call('first-refuse', user => '500 0');
+pass(2);
 $probe = IPC::Run::start(
 	[ 'curl', '--silent', '--no-buffer', '--header', "X-API-Key: $key", '--json',
-		JSON::PP::encode_json(user_message(model => 'long-stream')), $site->url . '/api/ai/chat' ],
+		JSON::PP::encode_json(user_message(model => 'first-long-stream')), $site->url . '/api/ai/chat' ],
 	'<', \undef, '>', \$out, '2>', \$err);
 wait_until('the stream to begin', sub { $probe->pump_nb; $out =~ /word/ });
 is(failing()->{first}[0], 1, 'a stream that has begun: not yet good');
-is(call('at-once'), '200 first/at-once', 'but others may try');
+is(call('first-at-once'), '200 first/at-once', 'but others may try');
 $probe->kill_kill;
 foreach my $failures (1 .. 3)
 {
-	my $answer = $site->chat($key, model => 'dies');
+	my $answer = $site->chat($key, model => 'first-dies');
 	is($answer->{headers}{'x-regpilot-model'}, 'first/dies', "breaks off, $failures");
 	is(failing()->{first}[0], $failures, "breaks off, $failures: is worse each time");
-	let_pass(2**$failures);
+	pass(2**$failures);
 }
-is(call('at-once'), '200 first/at-once', 'and good in the end');
+is(call('first-at-once'), '200 first/at-once', 'and good in the end');
 
 # what is the client's fault says nothing
 foreach my $status (400, 404, 413, 422)
 {
-	is(call('refuse', user => "$status 30"), "$status first/refuse", "$status is for the client");
+	is(call('first-refuse', user => "$status 30"), "$status first/refuse", "$status is for the client");
 	is(failing()->{first}, undef, "$status: and says nothing of the upstream");
 }
 foreach my $status (401, 403, 408, 429, 500, 502, 503, 529)
 {
-	is(call('refuse', user => "$status 30"), '200 second/at-once', "$status is the upstream's fault");
+	is(call('first-refuse', user => "$status 30"), '200 second/at-once', "$status is the upstream's fault");
 	is(failing()->{first}[0], 1, "$status: and remembered");
 	is(call('alone'), '200 first/at-once', "$status: until it answers");
 }
 
 # all fail: in order of priority
-call('refuse', user => '503 30');
+call('first-refuse', user => '503 30');
 is(call('both'), '200 other/at-once', 'the second, while the first is passed over');
 is(call('refuse-other', user => '503 30'), '502', 'that fails as well');
 is(call('both'), '200 first/at-once', 'then they are tried in order');
 
 # elsewhere it begins anew
-call('refuse', user => '503 30');
+call('first-refuse', user => '503 30');
 $site->sql(qq{UPDATE regpilot.upstream SET base_url = '$upstream/' WHERE name = 'first'});
 $site->add_routes([ 'yet-another', 'second', 'at-once' ]);
-is(call('at-once'), '200 first/at-once', 'with another address nothing is held against it');
+is(call('first-at-once'), '200 first/at-once', 'with another address nothing is held against it');
 
 # --- equal priorities share the load
 

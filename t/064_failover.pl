@@ -112,7 +112,7 @@ $site->sql(q{UPDATE regpilot.upstream SET timeout_ms = 60000 WHERE name = 'first
 
 my $passed = 0;
 # That many more seconds are over.
-sub pass
+sub let_pass
 {
 	$passed += shift;
 	return step_monotonic_clock($passed);
@@ -140,11 +140,11 @@ foreach my $failures (1 .. 8)
 
 	# it is not counted twice for what others try in the meantime
 	is($site->chat($key, model => 'alone', stream => $whole, messages => [])->{status}, 400, "failure $failures: in between");
-	pass($expected + 1);
+	let_pass($expected + 1);
 }
 is(call('first-refuse', user => '429 86400'), '200 second/at-once', 'asks for a day');
 cmp_ok(failing()->{first}[1], '<=', 60, 'and gets a minute');
-pass(61);
+let_pass(61);
 
 # one request tries it, while others do not wait for it
 my $body = JSON::PP::encode_json(user_message(model => 'first-hang', stream => $whole));
@@ -162,7 +162,7 @@ is(failing()->{first}, undef, 'and all is well');
 
 # a stream that has begun lets the others try, too, but is none that has succeeded
 call('first-refuse', user => '500 0');
-pass(2);
+let_pass(2);
 $probe = IPC::Run::start(
 	[ 'curl', '--silent', '--no-buffer', '--header', "X-API-Key: $key", '--json',
 		JSON::PP::encode_json(user_message(model => 'first-long-stream')), $site->url . '/api/ai/chat' ],
@@ -176,7 +176,7 @@ foreach my $failures (1 .. 3)
 	my $answer = $site->chat($key, model => 'first-dies');
 	is($answer->{headers}{'x-regpilot-model'}, 'first/dies', "breaks off, $failures");
 	is(failing()->{first}[0], $failures, "breaks off, $failures: is worse each time");
-	pass(2**$failures);
+	let_pass(2**$failures);
 }
 is(call('first-at-once'), '200 first/at-once', 'and good in the end');
 

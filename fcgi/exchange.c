@@ -198,6 +198,9 @@ exchange_refuse(Exchange *exchange, Refusal refusal)
 
 	buffer_init(&body, HEAD_MAX);
 	refusal_body(refusal, &detail, &body);
+	/* A web server passes only headers of an answer to this question on. */
+	if (exchange->guards && !body.failed)
+		reply_header(&head, "x-regpilot-body", body.data);
 	exchange_answer(exchange, &head, "application/json", &body);
 	buffer_free(&body);
 }

@@ -142,12 +142,12 @@ sub text_of
 }
 
 # new(conf => postgresql.conf lines, env => settings of the responder,
-#     web_server => apache, lighttpd, caddy or nginx-auth instead of nginx, values => for
-#     further placeholders in its configuration,
+#     web_server => apache, lighttpd, caddy or nginx-auth instead of nginx, values => further
+#     placeholders of its configuration,
 #     keepalive => connections that nginx keeps to the responder,
 #     responder => 0 for a database alone, streaming => 1 or 'logical': its changes
 #     can be followed, install_path => where PostgreSQL is, if not in PATH,
-#     initdb => [ further arguments ]); env may be code that is given the site
+#     initdb => [ further arguments ]); env and values may be code that is given the site
 sub new
 {
 	my ($class, %option) = @_;
@@ -155,7 +155,6 @@ sub new
 		dir => PostgreSQL::Test::Utils::tempdir_short(),
 		keepalive => $option{keepalive},
 		web_server => $option{web_server} // 'nginx',
-		values => $option{values} // {},
 		upstreams => [],
 		projects => {},
 	}, $class;
@@ -163,7 +162,10 @@ sub new
 	my $log = "$PostgreSQL::Test::Utils::log_path/${test_name}_" . @sites;
 	$self->{responder_log} = "${log}_responder.log";
 	$self->{web_log} = "${log}_$self->{web_server}.log";
-	$self->{env} = ref $option{env} eq 'CODE' ? $option{env}->($self) : $option{env} // {};
+	foreach my $name (qw(env values))
+	{
+		$self->{$name} = ref $option{$name} eq 'CODE' ? $option{$name}->($self) : $option{$name} // {};
+	}
 
 	my $node = $self->{node} = make_node('db' . @sites, %option);
 	$node->start;

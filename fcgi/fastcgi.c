@@ -551,11 +551,23 @@ fastcgi_write(Fastcgi *connection, const char *bytes, size_t length)
 }
 
 /*
+ * nginx does not use a connection again when it finds something behind the end of an
+ * answer (ngx_http_fastcgi_input_filter). Without that, it might send another request
+ * on a connection that we close before it sees that, and lose it. Others would not
+ * look; Apache, before it uses a connection, looks whether it is at its end.
+ */
+static bool
+peer_is_nginx(const Fastcgi *connection)
+{
+	const char *software = fastcgi_param(connection, "SERVER_SOFTWARE"); /* RFC 3875, 4.1.17 */
+
+	return software != NULL && strncmp(software, "nginx/", 6) == 0;
+}
+
+/*
  * By one call, with what is left of the answer: the end of the stream, and of the
- * request. To a peer that would like to keep the connection, which we close, one more
- * record, which says nothing: it finds that there is something behind the end, and
- * does not use the connection again (nginx: ngx_http_fastcgi_input_filter). Otherwise
- * it might send another request before it sees us close, and lose it.
+ * request; and a record that says nothing, where nginx would like to keep the
+ * connection and we will close it.
  */
 bool
 fastcgi_finish(Fastcgi *connection, bool keep)
@@ -576,7 +588,7 @@ fastcgi_finish(Fastcgi *connection, bool keep)
 	to += sizeof(eof);
 	memcpy(to, &end, sizeof(end));
 	to += sizeof(end);
-	if (connection->keep && !again)
+	if (connection->keep && !again && peer_is_nginx(connection))
 	{
 		memcpy(to, &nothing, sizeof(nothing));
 		to += sizeof(nothing);

@@ -207,8 +207,6 @@ expect_answer(Expected *expected, bool complete, bool aborted)
 	buffer_printf(&expected->trace, "answer %d ", expected->id);
 	buffer_append(&expected->trace, answer.data, answer.length);
 	expect_end(expected, expected->id, REQUEST_COMPLETE);
-	if (expected->keep && !complete && !aborted)
-		buffer_append_string(&expected->trace, "limits\n"); /* of which nothing is said */
 	buffer_free(&answer);
 
 	expected->id = 0;

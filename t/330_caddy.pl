@@ -13,4 +13,5 @@ conformance(
 	malformed => qr{^HTTP/1\.1 400 Bad Request\r\n},
 	paths => { map { $_ => 400 } '/%', '/%zz', '/api/auth/verify%00' },
 	plain => { map { $_ => 1 } '/%', '/%zz' },
+	reload_resets => 1,
 	reloaded => [ 'Caddyfile', 'FORBIDDEN', 'RELOADED', sub { $_[0]{json}{code} eq 'RELOADED' } ]);

@@ -19,6 +19,7 @@
  * has been released: so those woken do not queue up for the lock.
  */
 #include "authorizer.h"
+#include "array.h"
 #include "buffer.h"
 #include "clock.h"
 #include "config.h"
@@ -27,7 +28,6 @@
 #include "metrics.h"
 #include "routes.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -42,12 +42,6 @@
 #define BACKOFF_MAX 500
 /* ms between two looks at the routes where we cannot LISTEN, on a standby */
 #define ROUTES_INTERVAL 5000
-
-/* OIDs of built-in types, from PostgreSQL's catalog/pg_type.dat */
-#define INT4OID 23
-#define TEXTOID 25
-#define INT4ARRAYOID 1007
-#define TEXTARRAYOID 1009
 
 typedef enum QuestionState
 {
@@ -365,51 +359,6 @@ ensure_connection(int64_t deadline)
  * types' receive and send functions: as text, a key could end up in the server's
  * log. Integers are in network byte order.
  */
-static void
-append_int32(Buffer *buffer, size_t value)
-{
-	uint32_t network = htonl((uint32_t) value);
-
-	buffer_append(buffer, &network, sizeof(network));
-}
-
-/* An array's head (array_recv() in PostgreSQL), with room for the number of elements. */
-static void
-begin_array(Buffer *array, Oid type)
-{
-	array->length = 0;
-	array->failed = false;
-	append_int32(array, 1); /* dimensions */
-	append_int32(array, 1); /* there may be NULLs */
-	append_int32(array, type);
-	append_int32(array, 0); /* elements, see end_array() */
-	append_int32(array, 1); /* lower bound */
-}
-
-static void
-end_array(Buffer *array, int count)
-{
-	uint32_t network = htonl((uint32_t) count);
-
-	if (!array->failed)
-		memcpy(array->data + 3 * sizeof(network), &network, sizeof(network));
-}
-
-static void
-append_element(Buffer *array, const void *bytes, size_t length)
-{
-	append_int32(array, length);
-	buffer_append(array, bytes, length);
-}
-
-static void
-append_text(Buffer *array, const char *value)
-{
-	if (value != NULL)
-		append_element(array, value, strlen(value));
-	else
-		append_int32(array, (size_t) -1); /* NULL */
-}
 
 /*
  * Takes questions from the queue into the call. Their keys are copied here,
@@ -420,10 +369,10 @@ take_questions(void)
 {
 	Question *question;
 
-	begin_array(&call.parameter[PARAMETER_ORDINALS], INT4OID);
-	begin_array(&call.parameter[PARAMETER_SECRETS], database.secret_type);
-	begin_array(&call.parameter[PARAMETER_PERMISSIONS], TEXTOID);
-	begin_array(&call.parameter[PARAMETER_ENVIRONMENTS], TEXTOID);
+	array_begin(&call.parameter[PARAMETER_ORDINALS], INT4OID);
+	array_begin(&call.parameter[PARAMETER_SECRETS], database.secret_type);
+	array_begin(&call.parameter[PARAMETER_PERMISSIONS], TEXTOID);
+	array_begin(&call.parameter[PARAMETER_ENVIRONMENTS], TEXTOID);
 	call.count = 0;
 
 	pthread_mutex_lock(&lock);
@@ -434,17 +383,16 @@ take_questions(void)
 		question->slot = call.count;
 		call.question[call.count] = question;
 
-		append_int32(&call.parameter[PARAMETER_ORDINALS], sizeof(int32_t));
-		append_int32(&call.parameter[PARAMETER_ORDINALS], (size_t) call.count);
-		append_element(&call.parameter[PARAMETER_SECRETS], question->key, question->key_length);
-		append_text(&call.parameter[PARAMETER_PERMISSIONS], question->permission);
-		append_text(&call.parameter[PARAMETER_ENVIRONMENTS], question->environment);
+		array_append_int32(&call.parameter[PARAMETER_ORDINALS], call.count);
+		array_append(&call.parameter[PARAMETER_SECRETS], question->key, question->key_length);
+		array_append_text(&call.parameter[PARAMETER_PERMISSIONS], question->permission);
+		array_append_text(&call.parameter[PARAMETER_ENVIRONMENTS], question->environment);
 		call.count++;
 	}
 	pthread_mutex_unlock(&lock);
 
 	for (int i = 0; i < PARAMETERS; i++)
-		end_array(&call.parameter[i], call.count);
+		array_end(&call.parameter[i], call.count);
 }
 
 static bool

@@ -476,7 +476,7 @@ follow_up(Attempt attempt, int outcomes)
 			recorder.batch_max =
 				recorder.batch_max < BATCH_MAX / 2 ? 2 * recorder.batch_max : BATCH_MAX;
 			if (recorder.problem[0] != '\0')
-				log_line("recording outcomes again");
+				log_info("recording outcomes again");
 			recorder.problem[0] = '\0';
 			break;
 

@@ -133,7 +133,7 @@ wait_until('the log', sub { $site->sql("SELECT count(*) FROM regpilot.request_lo
 wait_until('the loss', sub { new_messages($mark) =~ /lost/ });
 is($site->sql("SELECT count(*), sum((model = 'fine')::int) FROM regpilot.request_log WHERE key_id = '$key_id'"), '39|39',
 	'one of forty is refused: the others are recorded');
-is(() = new_messages($mark) =~ /lost 1 outcomes: [^\n]*constraint "poison"/g, 1, 'and its loss is logged');
+is(() = new_messages($mark) =~ /lost 1 outcomes: [^\n]*constraint \\?"poison/g, 1, 'and its loss is logged');
 $site->sql('ALTER TABLE regpilot.request_log DROP CONSTRAINT poison');
 
 # --- the recorder's backend is terminated again and again

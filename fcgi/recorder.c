@@ -466,6 +466,7 @@ static bool
 follow_up(Attempt attempt, int outcomes)
 {
 	bool refused = recorder.refused;
+	bool failed = recorder.problem[0] != '\0';
 
 	recorder.refused = false;
 	switch (attempt)
@@ -475,7 +476,7 @@ follow_up(Attempt attempt, int outcomes)
 			statistics.recorded += outcomes;
 			recorder.batch_max =
 				recorder.batch_max < BATCH_MAX / 2 ? 2 * recorder.batch_max : BATCH_MAX;
-			if (recorder.problem[0] != '\0')
+			if (failed)
 				log_info("recording outcomes again");
 			recorder.problem[0] = '\0';
 			break;
@@ -505,7 +506,8 @@ follow_up(Attempt attempt, int outcomes)
 			snprintf(recorder.problem, sizeof(recorder.problem), "%s", recorder.error);
 			if (stopping && clock_ms() >= give_up_at)
 				return false;
-			pause_for(RETRY_INTERVAL, false);
+			if (failed)
+				pause_for(RETRY_INTERVAL, false); /* not after a first failure */
 			break;
 	}
 	return true;
@@ -532,7 +534,7 @@ recorder_main(void *argument)
 			pthread_cond_wait(&wake, &lock);
 		if (count == 0)
 			break;
-		if (!stopping)
+		if (!stopping && recorder.batch_max == BATCH_MAX)
 			pause_for(FLUSH_INTERVAL, true);
 
 		outcomes = recorder.doubtful;

@@ -3,120 +3,155 @@
  *	  Fuzz target: a request's body, and what the upstream gets of it.
  *
  * Input: "1" or "0", whether a body that does not say so asks for a stream; then the body.
- * The same text is also read as an upstream's answer.
+ * The same text is also read as a request for embeddings, and as an upstream's answer.
  */
 #include "fuzz.h"
 
 #include "../chat.h"
-#include "../syntax.h"
+#include "../members.h"
 
+#include <ctype.h>
 #include <stdbool.h>
 
 #define MODEL "a model, \"quoted\""
+#define MODEL_JSON "\"a model, \\\"quoted\\\"\""
 
-/* Of any value, with NULs in strings, and integers of any length. */
+/* Of any value. */
 static json_t *
 read_any(const char *text, size_t length)
 {
-	if (memchr(text, '\0', length) != NULL)
-		return NULL; /* jansson overlooks one behind a number */
 	return json_loadb(text, length, JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL,
 					  NULL);
 }
 
 static bool
-is_one_of(const char *value, const char *const names[], size_t count)
+is_one_of(const char *value, const char *const names[])
 {
-	for (size_t i = 0; i < count; i++)
-	{
-		if (strcmp(value, names[i]) == 0)
-			return true;
-	}
-	return false;
+	while (*names != NULL && strcmp(value, *names) != 0)
+		names++;
+	return *names != NULL;
 }
 
-/* Whether a reader that disregards case would take the one for the other. */
+/* ---- what the upstream gets ---- */
+
+/* Whether the name is ours to anyone, also to who disregards case, to whom U+017F is an s. */
 static bool
-is_alike(const char *key, const char *name)
+is_ours(const char *name, bool embeds)
 {
-	char plain[64] = "";
+	static const char *const ours[] = {"model", "quality", "stream", NULL};
+	char folded[16];
+	size_t length = 0;
 
-	for (size_t i = 0; *key != '\0' && i < sizeof(plain) - 1; i++)
+	while (*name != '\0' && length < sizeof(folded) - 1)
 	{
-		bool long_s = strncmp(key, "\xc5\xbf", 2) == 0;
+		bool long_s = strncmp(name, "\u017f", 2) == 0;
 
-		plain[i] = long_s ? 's' : *key;
-		key += long_s ? 2 : 1;
+		folded[length++] = long_s ? 's' : (char) tolower((unsigned char) *name);
+		name += long_s ? 2 : 1;
 	}
-	return *key == '\0' && strcasecmp(plain, name) == 0;
+	folded[length] = '\0';
+	return *name == '\0' && is_one_of(folded, ours) && !(embeds && folded[0] == 's');
 }
 
-/* Removes all members that are alike to the name. */
-static void
-remove_alike(json_t *object, const char *name)
+/* Gives the number of members that were removed. */
+static size_t
+remove_ours(json_t *object, bool embeds)
 {
-	const char *key;
+	const char *name;
 	json_t *value;
 	void *next;
+	size_t removed = 0;
 
-	json_object_foreach_safe(object, next, key, value)
+	json_object_foreach_safe(object, next, name, value)
 	{
-		if (is_alike(key, name))
-			json_object_del(object, key);
+		if (is_ours(name, embeds))
+			removed += json_object_del(object, name) == 0;
+	}
+	return removed;
+}
+
+/* Appends the text without the white space between its tokens. */
+static void
+append_compact(Buffer *compact, const char *text, size_t length)
+{
+	bool quoted = false;
+
+	for (size_t i = 0; i < length; i++)
+	{
+		if (text[i] == '"')
+			quoted = !quoted;
+		if (quoted || strchr(" \t\r\n", text[i]) == NULL)
+			buffer_append(compact, text + i, 1);
+		if (quoted && text[i] == '\\')
+			buffer_append(compact, text + ++i, 1);
 	}
 }
 
-/*
- * The body as the upstream is to get it: ours replaced, the rest as the client sent it.
- * Ours come first: so one of the client's that was left would be what is read here.
- */
+/* The body as the upstream is to get it: ours first, and the rest as the client wrote it. */
 static void
-check_upstream_body(const Chat *chat, bool ask_usage, size_t limit)
+check_upstream_body(const Chat *chat)
 {
-	json_t *before = json_deep_copy(chat->body);
 	json_t *expected = json_deep_copy(chat->body);
-	json_t *options = json_deep_copy(json_object_get(expected, "stream_options"));
 	json_t *sent;
-	Buffer text;
+	json_t *rest;
+	Buffer added;
+	Buffer body;
 
-	buffer_init(&text, limit + 1000);
-	CHECK(chat_upstream_body(chat, MODEL, ask_usage, &text));
-	CHECK(json_equal(chat->body, before));
-	sent = read_any(text.data, text.length);
-	CHECK(sent != NULL);
+	buffer_init(&body, SIZE_MAX / 4);
+	CHECK(chat_upstream_body(chat, MODEL, &body));
+	sent = read_any(body.data, body.length);
 
-	remove_alike(expected, "model");
-	remove_alike(expected, "quality");
-	remove_alike(expected, "stream");
-	json_object_set_new(expected, "model", json_string(MODEL));
-	json_object_set_new(expected, "stream", json_boolean(chat->stream));
-	if (chat->stream && ask_usage)
+	buffer_init(&added, SIZE_MAX / 4);
+	buffer_append_string(&added, "{\"model\":" MODEL_JSON);
+	if (!chat->embeds)
+		buffer_printf(&added, ",\"stream\":%s", chat->stream ? "true" : "false");
+	CHECK(body.length > added.length && memcmp(body.data, added.data, added.length) == 0);
+
+	/* the rest alone is an object that has none of ours */
+	body.data[added.length] = body.data[added.length] == ',' ? '{' : ' ';
+	if (body.data[added.length] == ' ')
+		CHECK(strcmp(body.data + added.length, " }") == 0 || body.length == added.length + 1);
+	else
 	{
-		if (!json_is_object(options))
-		{
-			json_decref(options);
-			options = json_object();
-		}
-		remove_alike(options, "include_usage");
-		json_object_set_new(options, "include_usage", json_true());
-		remove_alike(expected, "stream_options");
-		json_object_set(expected, "stream_options", options);
+		rest = read_any(body.data + added.length, body.length - added.length);
+		CHECK(json_is_object(rest));
+		CHECK(remove_ours(rest, chat->embeds) == 0);
+		json_decref(rest);
 	}
+
+	/* and where the client gave none of ours, it is what the client wrote */
+	if (remove_ours(expected, chat->embeds) == 0 && json_object_size(expected) > 0)
+	{
+		Buffer theirs;
+		Buffer ours;
+
+		buffer_init(&theirs, SIZE_MAX / 4);
+		buffer_init(&ours, SIZE_MAX / 4);
+		append_compact(&theirs, chat->text, chat->length);
+		append_compact(&ours, body.data + added.length, body.length - added.length);
+		CHECK(ours.length == theirs.length && memcmp(ours.data, theirs.data, ours.length) == 0);
+		buffer_free(&theirs);
+		buffer_free(&ours);
+	}
+
+	json_object_set_new(expected, "model", json_string(MODEL));
+	if (!chat->embeds)
+		json_object_set_new(expected, "stream", json_boolean(chat->stream));
 	CHECK(json_equal(sent, expected));
 
-	buffer_free(&text);
-	json_decref(options);
+	buffer_free(&added);
+	buffer_free(&body);
 	json_decref(sent);
 	json_decref(expected);
-	json_decref(before);
 }
 
-static size_t
+/* ---- what is made of a body ---- */
+
+static void
 append_string(Buffer *text, const json_t *value)
 {
 	if (json_is_string(value))
 		buffer_append(text, json_string_value(value), json_string_length(value));
-	return text->length;
 }
 
 /* A message's text is its content, or the texts of the content's parts. */
@@ -142,18 +177,13 @@ check_message_text(const json_t *message, size_t limit)
 	buffer_free(&expected);
 }
 
+/* Of a chat or of embeddings. */
 static void
-check_accepted(const Chat *chat, bool stream_default, size_t length)
+check_way(const Chat *chat)
 {
-	static const char *const qualities[] = {"cheap", "balanced", "frontier"};
-	const json_t *stream = json_object_get(chat->body, "stream");
-	const json_t *temperature = json_object_get(chat->body, "temperature");
-	const json_t *messages = json_object_get(chat->body, "messages");
+	static const char *const qualities[] = {"cheap", "balanced", "frontier", NULL};
 
-	CHECK(is_one_of(chat->quality, qualities, 3));
-	CHECK(chat->stream == (json_is_boolean(stream) ? json_is_true(stream) : stream_default));
-	CHECK(temperature == NULL || json_is_null(temperature) ||
-		  (json_number_value(temperature) >= 0 && json_number_value(temperature) <= 2));
+	CHECK(is_one_of(chat->quality, qualities));
 	if (chat->model != NULL)
 	{
 		CHECK(chat->model[0] != '\0');
@@ -161,66 +191,88 @@ check_accepted(const Chat *chat, bool stream_default, size_t length)
 		CHECK(strlen(chat->model) == json_string_length(json_object_get(chat->body, "model")));
 		CHECK(strpbrk(chat->model, "\r\n\t\x01\x1b\x7f") == NULL);
 	}
+	check_upstream_body(chat);
+}
+
+static void
+check_chat(const Chat *chat, bool stream_default)
+{
+	const json_t *stream = json_object_get(chat->body, "stream");
+	const json_t *temperature = json_object_get(chat->body, "temperature");
+	const json_t *messages = json_object_get(chat->body, "messages");
+
+	CHECK(!chat->embeds);
+	CHECK(chat->stream == (json_is_boolean(stream) ? json_is_true(stream) : stream_default));
+	CHECK(temperature == NULL || json_is_null(temperature) ||
+		  (json_number_value(temperature) >= 0 && json_number_value(temperature) <= 2));
 	CHECK(json_array_size(messages) > 0);
 	for (size_t i = 0; i < json_array_size(messages); i++)
 	{
 		const json_t *message = json_array_get(messages, i);
 
 		CHECK(json_string_length(json_object_get(message, "role")) > 0);
-		check_message_text(message, length);
+		check_message_text(message, chat->length);
 	}
-	check_upstream_body(chat, true, length);
-	check_upstream_body(chat, false, length);
+	check_way(chat);
 }
 
-/* A number of tokens as it is to be understood. */
-static int64_t
-expected_count(const json_t *counts, const char *name)
-{
-	double number = json_number_value(json_object_get(counts, name));
-
-	return number <= 0 ? 0 : number < 9e18 ? (int64_t) number : INT64_MAX;
-}
-
-/* A chunk without its usage is what it was in all else. */
 static void
-check_strip(const char *text, size_t length, const json_t *value)
+check_embeddings(const Chat *chat)
 {
-	json_t *expected = json_deep_copy(value);
-	json_t *stripped;
-	Buffer chunk;
+	const json_t *input = json_object_get(chat->body, "input");
 
-	buffer_init(&chunk, length);
-	CHECK(chat_strip_usage(text, length, &chunk));
-	stripped = read_any(chunk.data, chunk.length);
-	remove_alike(expected, "usage");
-	CHECK(json_equal(stripped, expected));
-	json_decref(stripped);
-	json_decref(expected);
-	buffer_free(&chunk);
+	CHECK(chat->embeds);
+	CHECK(json_string_length(input) > 0 || json_array_size(input) > 0);
+	check_way(chat);
 }
 
-/* The same text as an upstream's answer. */
+/* ---- the same text as an upstream's answer ---- */
+
+static int64_t
+expected_count(const json_t *value)
+{
+	double number = json_is_number(value) ? json_number_value(value) : 0;
+
+	if (number < 1)
+		return 0;
+	return number < 9e18 ? (int64_t) number : INT64_MAX;
+}
+
 static void
 check_answer(const char *text, size_t length, const json_t *value)
 {
 	const json_t *counts = json_object_get(value, "usage");
 	Usage usage = {.prompt_tokens = -7, .completion_tokens = -8};
-	ChatKind kind;
 
-	CHECK(syntax_is_json(text, length) == (value != NULL));
-	CHECK(chat_read_usage(text, length, &usage, &kind) == json_is_object(value));
-	CHECK((kind == CHAT_WITHOUT_USAGE) == (counts == NULL));
-	CHECK(kind != CHAT_ALL_USAGE || json_is_object(counts));
+	CHECK(chat_is_json(text, length) == (value != NULL));
+	CHECK(chat_read_usage(text, length, &usage) == json_is_object(value));
 	if (json_is_object(counts))
 	{
-		CHECK(usage.prompt_tokens == expected_count(counts, "prompt_tokens"));
-		CHECK(usage.completion_tokens == expected_count(counts, "completion_tokens"));
+		CHECK(usage.prompt_tokens == expected_count(json_object_get(counts, "prompt_tokens")));
+		CHECK(usage.completion_tokens ==
+			  expected_count(json_object_get(counts, "completion_tokens")));
 	}
 	else
 		CHECK(usage.prompt_tokens == -7 && usage.completion_tokens == -8);
-	if (json_is_object(value))
-		check_strip(text, length, value);
+}
+
+/* A member found in the text is the one that a parser gives. */
+static void
+check_find(const char *text, size_t length, const json_t *object, const char *name)
+{
+	const json_t *expected = json_object_get(object, name);
+	const char *value;
+	size_t value_length;
+	json_t *found;
+
+	CHECK(members_find(text, length, name, &value, &value_length) == (expected != NULL));
+	if (expected == NULL)
+		return;
+	CHECK(value >= text && value_length <= length &&
+		  value - text <= (ptrdiff_t) (length - value_length));
+	found = read_any(value, value_length);
+	CHECK(json_equal(found, expected));
+	json_decref(found);
 }
 
 /* ---- changes that leave JSON what it is ---- */
@@ -230,7 +282,9 @@ static const char *const names[] = {
 	"tool_calls", "function_call", "quality",		"model",
 	"stream",	  "temperature",   "user",			"stream_options",
 	"usage",	  "input",		   "prompt_tokens", "completion_tokens",
-	"Model",	  "\xc5\xbfTREAM", "include_usage"};
+	"Model",	  "QUALITY",	   "\u017ftream",	"models",
+	"\"{",
+};
 
 static const char *const values[] = {
 	"null",
@@ -242,7 +296,6 @@ static const char *const values[] = {
 	"0.1",
 	"1e308",
 	"9223372036854775807",
-	"18446744073709551615",
 	"\"\"",
 	"\"user\"",
 	"\"cheap\"",
@@ -273,7 +326,7 @@ pick_value(unsigned int *state)
 {
 	size_t i = pick(state, sizeof(values) / sizeof(values[0]));
 
-	return read_any(values[i], strlen(values[i]));
+	return json_loads(values[i], JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
 }
 
 static bool
@@ -326,13 +379,14 @@ extern size_t LLVMFuzzerCustomMutator(uint8_t *bytes, size_t length, size_t limi
 size_t
 LLVMFuzzerCustomMutator(uint8_t *bytes, size_t length, size_t limit, unsigned int seed)
 {
+	static const size_t styles[] = {JSON_COMPACT, JSON_INDENT(1), JSON_ENSURE_ASCII};
 	unsigned int state = seed;
 	json_t *value;
 	size_t written = 0;
 
 	if (length == 0 || pick(&state, 2) == 0)
 		return LLVMFuzzerMutate(bytes, length, limit);
-	value = read_any((const char *) bytes + 1, length - 1);
+	value = json_loadb((const char *) bytes + 1, length - 1, JSON_ALLOW_NUL, NULL);
 	if (!json_is_object(value))
 	{
 		json_decref(value);
@@ -343,7 +397,7 @@ LLVMFuzzerCustomMutator(uint8_t *bytes, size_t length, size_t limit, unsigned in
 	while (pick(&state, 2) == 0);
 
 	bytes[0] = '0' + (uint8_t) pick(&state, 2);
-	written = json_dumpb(value, (char *) bytes + 1, limit - 1, JSON_COMPACT);
+	written = json_dumpb(value, (char *) bytes + 1, limit - 1, styles[pick(&state, 3)]);
 	json_decref(value);
 	return written > 0 && written < limit ? written + 1 : LLVMFuzzerMutate(bytes, length, limit);
 }
@@ -352,8 +406,8 @@ int
 LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
 {
 	const char *text = (const char *) bytes + 1;
-	Chat chat;
 	bool stream_default;
+	Chat chat;
 	json_t *value;
 	Refusal refusal;
 
@@ -365,18 +419,35 @@ LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
 
 	refusal = chat_parse(text, length, stream_default, &chat);
 	CHECK((refusal == REFUSAL_INVALID_JSON) == !json_is_object(value));
+	CHECK((refusal == REFUSAL_MISSING_MESSAGES) ==
+		  (json_is_object(value) && json_array_size(json_object_get(value, "messages")) == 0));
 	if (refusal == REFUSAL_NONE)
 	{
-		check_accepted(&chat, stream_default, length);
+		check_chat(&chat, stream_default);
 		chat_free(&chat);
 	}
 	else
 		CHECK(refusal_status(refusal) == 400);
 	CHECK(chat.body == NULL);
-	if (json_is_object(value) && json_array_size(json_object_get(value, "messages")) == 0)
-		CHECK(refusal == REFUSAL_MISSING_MESSAGES);
-	check_answer(text, length, value);
 
+	refusal = chat_parse_embeddings(text, length, &chat);
+	CHECK((refusal == REFUSAL_INVALID_JSON) == !json_is_object(value));
+	if (refusal == REFUSAL_NONE)
+	{
+		check_embeddings(&chat);
+		chat_free(&chat);
+	}
+	else
+		CHECK(refusal_status(refusal) == 400);
+	CHECK(chat.body == NULL);
+
+	check_answer(text, length, value);
+	if (json_is_object(value))
+	{
+		check_find(text, length, value, "usage");
+		check_find(text, length, value, "stream");
+		check_find(text, length, value, "messages");
+	}
 	json_decref(value);
 	return 0;
 }

@@ -14,12 +14,14 @@
 #include <stdbool.h>
 
 #define MODEL "a model, \"quoted\""
-#define MODEL_JSON "\"a model, \\\"quoted\\\"\""
 
 /* Of any value. */
 static json_t *
 read_any(const char *text, size_t length)
 {
+	/* which jansson passes over behind a number */
+	if (length == 0 || memchr(text, '\0', length) != NULL)
+		return NULL;
 	return json_loadb(text, length, JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL,
 					  NULL);
 }
@@ -34,38 +36,37 @@ is_one_of(const char *value, const char *const names[])
 
 /* ---- what the upstream gets ---- */
 
-/* Whether the name is ours to anyone, also to who disregards case, to whom U+017F is an s. */
+/* Whether the names are the same to anyone, also to who disregards case, to whom U+017F is an s. */
 static bool
-is_ours(const char *name, bool embeds)
+is_alike(const char *name, const char *other)
 {
-	static const char *const ours[] = {"model", "quality", "stream", NULL};
-	char folded[16];
-	size_t length = 0;
-
-	while (*name != '\0' && length < sizeof(folded) - 1)
+	for (; *name != '\0' && *other != '\0'; other++)
 	{
 		bool long_s = strncmp(name, "\u017f", 2) == 0;
 
-		folded[length++] = long_s ? 's' : (char) tolower((unsigned char) *name);
+		if ((long_s ? 's' : tolower((unsigned char) *name)) != *other)
+			return false;
 		name += long_s ? 2 : 1;
 	}
-	folded[length] = '\0';
-	return *name == '\0' && is_one_of(folded, ours) && !(embeds && folded[0] == 's');
+	return *name == *other;
 }
 
-/* Gives the number of members that were removed. */
+/* Removes all that are like one of the names; gives their number. */
 static size_t
-remove_ours(json_t *object, bool embeds)
+remove_alike(json_t *object, const char *const names[])
 {
 	const char *name;
 	json_t *value;
 	void *next;
 	size_t removed = 0;
 
-	json_object_foreach_safe(object, next, name, value)
+	for (; *names != NULL; names++)
 	{
-		if (is_ours(name, embeds))
-			removed += json_object_del(object, name) == 0;
+		json_object_foreach_safe(object, next, name, value)
+		{
+			if (is_alike(name, *names))
+				removed += json_object_del(object, name) == 0;
+		}
 	}
 	return removed;
 }
@@ -89,60 +90,66 @@ append_compact(Buffer *compact, const char *text, size_t length)
 
 /* The body as the upstream is to get it: ours first, and the rest as the client wrote it. */
 static void
-check_upstream_body(const Chat *chat)
+check_upstream_body(const Chat *chat, bool ask_usage)
 {
+	static const char *const ours[] = {"model", "quality", "stream", "stream_options", NULL};
+	static const char *const usage[] = {"include_usage", NULL};
+	const char *names[5] = {ours[0], ours[1]};
 	json_t *expected = json_deep_copy(chat->body);
 	json_t *sent;
-	json_t *rest;
-	Buffer added;
+	json_t *options;
+	size_t given;
 	Buffer body;
 
 	buffer_init(&body, SIZE_MAX / 4);
-	CHECK(chat_upstream_body(chat, MODEL, &body));
+	if (!chat_upstream_body(chat, MODEL, ask_usage, &body))
+		CHECK(!"a body for the upstream");
 	sent = read_any(body.data, body.length);
 
-	buffer_init(&added, SIZE_MAX / 4);
-	buffer_append_string(&added, "{\"model\":" MODEL_JSON);
 	if (!chat->embeds)
-		buffer_printf(&added, ",\"stream\":%s", chat->stream ? "true" : "false");
-	CHECK(body.length > added.length && memcmp(body.data, added.data, added.length) == 0);
+		names[2] = ours[2];
+	if (chat->stream && ask_usage)
+		names[3] = ours[3];
+	options = json_deep_copy(json_object_get(expected, "stream_options"));
+	given = remove_alike(expected, names);
 
-	/* the rest alone is an object that has none of ours */
-	body.data[added.length] = body.data[added.length] == ',' ? '{' : ' ';
-	if (body.data[added.length] == ' ')
-		CHECK(strcmp(body.data + added.length, " }") == 0 || body.length == added.length + 1);
-	else
-	{
-		rest = read_any(body.data + added.length, body.length - added.length);
-		CHECK(json_is_object(rest));
-		CHECK(remove_ours(rest, chat->embeds) == 0);
-		json_decref(rest);
-	}
-
-	/* and where the client gave none of ours, it is what the client wrote */
-	if (remove_ours(expected, chat->embeds) == 0 && json_object_size(expected) > 0)
+	/* where the client gave none of ours, its text is all there */
+	if (given == 0 && json_object_size(expected) > 0)
 	{
 		Buffer theirs;
-		Buffer ours;
+		Buffer whole;
 
 		buffer_init(&theirs, SIZE_MAX / 4);
-		buffer_init(&ours, SIZE_MAX / 4);
+		buffer_init(&whole, SIZE_MAX / 4);
 		append_compact(&theirs, chat->text, chat->length);
-		append_compact(&ours, body.data + added.length, body.length - added.length);
-		CHECK(ours.length == theirs.length && memcmp(ours.data, theirs.data, ours.length) == 0);
+		append_compact(&whole, body.data, body.length);
+		theirs.data[0] = ',';
+		CHECK(whole.length > theirs.length);
+		CHECK(strcmp(whole.data + whole.length - theirs.length, theirs.data) == 0);
 		buffer_free(&theirs);
-		buffer_free(&ours);
+		buffer_free(&whole);
 	}
 
 	json_object_set_new(expected, "model", json_string(MODEL));
 	if (!chat->embeds)
 		json_object_set_new(expected, "stream", json_boolean(chat->stream));
+	if (chat->stream && ask_usage)
+	{
+		if (!json_is_object(options))
+		{
+			json_decref(options);
+			options = json_object();
+		}
+		remove_alike(options, usage);
+		json_object_set_new(options, "include_usage", json_true());
+		json_object_set(expected, "stream_options", options);
+	}
 	CHECK(json_equal(sent, expected));
 
-	buffer_free(&added);
-	buffer_free(&body);
+	json_decref(options);
 	json_decref(sent);
 	json_decref(expected);
+	buffer_free(&body);
 }
 
 /* ---- what is made of a body ---- */
@@ -191,7 +198,8 @@ check_way(const Chat *chat)
 		CHECK(strlen(chat->model) == json_string_length(json_object_get(chat->body, "model")));
 		CHECK(strpbrk(chat->model, "\r\n\t\x01\x1b\x7f") == NULL);
 	}
-	check_upstream_body(chat);
+	check_upstream_body(chat, false);
+	check_upstream_body(chat, true);
 }
 
 static void
@@ -243,9 +251,15 @@ check_answer(const char *text, size_t length, const json_t *value)
 {
 	const json_t *counts = json_object_get(value, "usage");
 	Usage usage = {.prompt_tokens = -7, .completion_tokens = -8};
+	ChatKind kind;
+	bool nothing_else;
 
 	CHECK(chat_is_json(text, length) == (value != NULL));
-	CHECK(chat_read_usage(text, length, &usage) == json_is_object(value));
+	CHECK(chat_read_usage(text, length, &usage, &kind) == json_is_object(value));
+	CHECK((kind == CHAT_WITHOUT_USAGE) == (counts == NULL));
+	nothing_else = json_is_object(counts) && json_object_get(value, "error") == NULL &&
+				   json_array_size(json_object_get(value, "choices")) == 0;
+	CHECK((kind == CHAT_ALL_USAGE) == nothing_else);
 	if (json_is_object(counts))
 	{
 		CHECK(usage.prompt_tokens == expected_count(json_object_get(counts, "prompt_tokens")));
@@ -254,6 +268,26 @@ check_answer(const char *text, size_t length, const json_t *value)
 	}
 	else
 		CHECK(usage.prompt_tokens == -7 && usage.completion_tokens == -8);
+}
+
+/* Without its usage a chunk is the same but for that. */
+static void
+check_strip(const char *text, size_t length, const json_t *object)
+{
+	static const char *const names[] = {"usage", NULL};
+	json_t *expected = json_deep_copy(object);
+	json_t *stripped;
+	Buffer chunk;
+
+	buffer_init(&chunk, SIZE_MAX / 4);
+	if (!chat_strip_usage(text, length, &chunk))
+		CHECK(!"a chunk without usage");
+	stripped = read_any(chunk.data, chunk.length);
+	remove_alike(expected, names);
+	CHECK(json_equal(stripped, expected));
+	json_decref(stripped);
+	json_decref(expected);
+	buffer_free(&chunk);
 }
 
 /* A member found in the text is the one that a parser gives. */
@@ -278,12 +312,13 @@ check_find(const char *text, size_t length, const json_t *object, const char *na
 /* ---- changes that leave JSON what it is ---- */
 
 static const char *const names[] = {
-	"messages",	  "role",		   "content",		"text",
-	"tool_calls", "function_call", "quality",		"model",
-	"stream",	  "temperature",   "user",			"stream_options",
-	"usage",	  "input",		   "prompt_tokens", "completion_tokens",
-	"Model",	  "QUALITY",	   "\u017ftream",	"models",
-	"\"{",
+	"messages",	  "role",		   "content",		 "text",
+	"tool_calls", "function_call", "quality",		 "model",
+	"stream",	  "temperature",   "user",			 "stream_options",
+	"usage",	  "input",		   "prompt_tokens",	 "completion_tokens",
+	"Model",	  "QUALITY",	   "\u017ftream",	 "models",
+	"\"{",		  "include_usage", "Stream_Options", "choices",
+	"error",
 };
 
 static const char *const values[] = {
@@ -306,6 +341,7 @@ static const char *const values[] = {
 	"[]",
 	"{}",
 	"{\"include_usage\":false}",
+	"{\"Include_Usage\":true,\"x\":1}",
 	"{\"prompt_tokens\":3,\"completion_tokens\":4}",
 	"{\"role\":\"user\",\"content\":\"hello\"}",
 	"{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\"}]}",
@@ -444,6 +480,7 @@ LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
 	check_answer(text, length, value);
 	if (json_is_object(value))
 	{
+		check_strip(text, length, value);
 		check_find(text, length, value, "usage");
 		check_find(text, length, value, "stream");
 		check_find(text, length, value, "messages");

@@ -111,6 +111,31 @@ expect(const char *text, size_t length, Buffer *events)
 
 /* ---- what the parser finds ---- */
 
+/* An event whose data is replaced is one event, with that data in one line if it had any. */
+static void
+check_replace(const SseEvent *event)
+{
+	static char text[] = "{\"a\":\n1}";
+	Buffer data = {.data = text, .length = sizeof(text) - 1, .limit = sizeof(text)};
+	Buffer replaced;
+	SseParser parser;
+	SseEvent again;
+
+	buffer_init(&replaced, WITHOUT_LIMIT);
+	sse_init(&parser, WITHOUT_LIMIT);
+	CHECK(sse_replace_data(event, &data, &replaced));
+	CHECK(sse_feed(&parser, replaced.data, replaced.length));
+	CHECK(sse_next(&parser, &again));
+	CHECK(again.length == replaced.length);
+	if (event->data_length > 0)
+		CHECK(strcmp(again.data, "{\"a\": 1}") == 0);
+	else
+		CHECK(again.data_length == 0 || strcmp(again.data, "{\"a\": 1}") == 0);
+	CHECK(!sse_next(&parser, &again));
+	sse_free(&parser);
+	buffer_free(&replaced);
+}
+
 /* Feeds the stream in pieces of lengths that follow from cut; false: beyond the limit. */
 static bool
 parse(const char *text, size_t length, unsigned int cut, size_t limit, Buffer *events)
@@ -137,6 +162,7 @@ parse(const char *text, size_t length, unsigned int cut, size_t limit, Buffer *e
 			CHECK(event.length > 0 && event.length <= limit);
 			CHECK(strlen(event.data) <= event.data_length);
 			note(events, event.text, event.length, event.data, event.data_length);
+			check_replace(&event);
 		}
 	}
 	sse_free(&parser);

@@ -4,12 +4,8 @@
  */
 #include "chat.h"
 #include "members.h"
-#include "syntax.h"
 
 #include <string.h>
-
-/* White space of JSON. */
-#define WHITE " \t\n\r"
 
 /*
  * Reads JSON, which is passed on as it is. Integers that need more than 64 bits are fine,
@@ -273,43 +269,24 @@ count(const json_t *value)
 	return number <= 0 ? 0 : number < 9e18 ? (int64_t) number : INT64_MAX;
 }
 
-/* Whether an answer, which is JSON, has a choice in it. */
-static bool
-has_choices(const char *text, size_t length)
-{
-	const char *choices;
-	size_t choices_length;
-
-	return members_find(text, length, "choices", &choices, &choices_length) && *choices == '[' &&
-		   choices[1 + strspn(choices + 1, WHITE)] != ']';
-}
-
-/* Every event of a stream comes this way: parsed is only what tells of tokens. */
 bool
 chat_read_usage(const char *text, size_t length, Usage *usage, ChatKind *kind)
 {
-	const char *value;
-	size_t value_length;
-	json_t *counts;
+	json_t *answer = load(text, length, 0);
+	const json_t *counts = json_object_get(answer, "usage");
+	bool is_object = json_is_object(answer);
 
-	*kind = CHAT_WITHOUT_USAGE;
-	if (!syntax_is_json(text, length) || text[strspn(text, WHITE)] != '{')
-		return false;
-	if (!members_find(text, length, "usage", &value, &value_length))
-		return true;
-
-	*kind = CHAT_WITH_USAGE;
-	counts = load(value, value_length, JSON_DECODE_ANY);
+	*kind = counts != NULL ? CHAT_WITH_USAGE : CHAT_WITHOUT_USAGE;
 	if (json_is_object(counts))
 	{
 		usage->prompt_tokens = count(json_object_get(counts, "prompt_tokens"));
 		usage->completion_tokens = count(json_object_get(counts, "completion_tokens"));
-		if (!has_choices(text, length) &&
-			!members_find(text, length, "error", &value, &value_length))
+		if (json_array_size(json_object_get(answer, "choices")) == 0 &&
+			json_object_get(answer, "error") == NULL)
 			*kind = CHAT_ALL_USAGE;
 	}
-	json_decref(counts);
-	return true;
+	json_decref(answer);
+	return is_object;
 }
 
 bool
@@ -318,4 +295,14 @@ chat_strip_usage(const char *text, size_t length, Buffer *chunk)
 	static const char *const names[] = {"usage", NULL};
 
 	return members_replace(text, length, names, "", chunk);
+}
+
+bool
+chat_is_json(const char *text, size_t length)
+{
+	json_t *value = load(text, length, JSON_DECODE_ANY);
+	bool valid = value != NULL;
+
+	json_decref(value);
+	return valid;
 }

@@ -80,4 +80,7 @@ extern bool chat_read_usage(const char *text, size_t length, Usage *usage, ChatK
 extern bool chat_strip_usage(const char *text, size_t length, Buffer *chunk)
 	__attribute__((warn_unused_result));
 
+/* Whether the text is JSON at all. */
+extern bool chat_is_json(const char *text, size_t length);
+
 #endif

@@ -11,7 +11,6 @@
 #include "config.h"
 #include "log.h"
 #include "sse.h"
-#include "syntax.h"
 
 #include <curl/curl.h>
 #include <stdlib.h>
@@ -453,7 +452,7 @@ judge(Transfer *transfer, CURLcode code)
 		snprintf(call->problem, sizeof(call->problem), "the answer was not an event stream");
 	else if (status == 200
 				 ? !chat_read_usage(call->answer.data, call->answer.length, &call->usage, &kind)
-				 : !syntax_is_json(call->answer.data, call->answer.length))
+				 : !chat_is_json(call->answer.data, call->answer.length))
 		snprintf(call->problem, sizeof(call->problem), "the answer was not JSON, status %ld",
 				 status);
 	else if (contains_secret(call, call->answer.data, call->answer.length))

@@ -21,6 +21,7 @@
 #include "config.h"
 #include "database.h"
 #include "log.h"
+#include "metrics.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -60,7 +61,13 @@ static int count;
 static int64_t overflowed; /* outcomes that did not fit, since the last message about it */
 static bool stopping;
 static int64_t give_up_at; /* while stopping */
-static RecorderStats statistics;
+static struct
+{
+	bool connected;
+	int64_t recorded; /* outcomes */
+	int64_t lost;	  /* outcomes; each is logged as well */
+	int64_t failures; /* calls, and attempts to connect */
+} statistics;
 
 /* What came of an attempt to record a batch. */
 typedef enum Attempt
@@ -142,11 +149,22 @@ recorder_add(const Outcome *outcome)
 }
 
 void
-recorder_stats(RecorderStats *stats)
+recorder_metrics(Buffer *out)
 {
 	pthread_mutex_lock(&lock);
-	*stats = statistics;
-	stats->queued = count;
+	metrics_single(out, "regpilot_outcomes_queued", "gauge",
+				   "Outcomes of requests that wait to be recorded.", count);
+	metrics_head(out, "regpilot_outcomes_total", "counter",
+				 "Outcomes recorded in the database, and lost.");
+	buffer_printf(out,
+				  "regpilot_outcomes_total{result=\"recorded\"} %lld\n"
+				  "regpilot_outcomes_total{result=\"lost\"} %lld\n",
+				  (long long) statistics.recorded, (long long) statistics.lost);
+	metrics_single(out, "regpilot_recorder_up", "gauge",
+				   "Whether there is a connection to record outcomes over.", statistics.connected);
+	metrics_single(out, "regpilot_recorder_failures_total", "counter",
+				   "Calls to record outcomes, and connections for it, that failed.",
+				   statistics.failures);
 	pthread_mutex_unlock(&lock);
 }
 

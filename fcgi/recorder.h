@@ -8,6 +8,8 @@
 #ifndef REGPILOT_RECORDER_H
 #define REGPILOT_RECORDER_H
 
+#include "buffer.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -24,24 +26,13 @@ typedef struct Outcome
 	int64_t completion_tokens;
 } Outcome;
 
-typedef struct RecorderStats
-{
-	int queued; /* outcomes that wait to be recorded */
-	bool connected;
-
-	/* since the start */
-	int64_t recorded; /* outcomes */
-	int64_t lost;	  /* outcomes; each is logged as well */
-	int64_t failures; /* calls, and attempts to connect */
-} RecorderStats;
-
 /* Starts the thread; false after a message. */
 extern bool recorder_start(void) __attribute__((warn_unused_result));
 
 /* Takes over outcome->model. When the queue is full the outcome is lost. */
 extern void recorder_add(const Outcome *outcome);
 
-extern void recorder_stats(RecorderStats *stats);
+extern void recorder_metrics(Buffer *out);
 
 /*
  * Sends what is queued and ends the thread. While the database is away it tries for

@@ -62,6 +62,7 @@ serve_metrics(Exchange *exchange)
 	buffer_init(&body, BODY_MAX);
 	request_metrics(&body);
 	authorizer_metrics(&body);
+	recorder_metrics(&body);
 	traffic_metrics(&body);
 	health_metrics(&body);
 	server_metrics(&body);

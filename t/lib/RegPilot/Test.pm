@@ -111,11 +111,11 @@ sub kill_whole_server
 		sub { !kill(0, $postmaster) && !grep { (readlink($_) // '') eq $data } glob '/proc/[0-9]*/cwd' });
 }
 
-# The objects of a file of JSON lines.
+# The objects of a file of JSON lines, but for a last one that is being written.
 sub json_file
 {
 	my ($file) = @_;
-	return map { $json->decode($_) } split /\n/, slurp_file($file);
+	return map { $json->decode($_) } slurp_file($file) =~ /^(.+)\n/mg;
 }
 
 # The simplest chat request, with further members.

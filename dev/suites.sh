@@ -61,12 +61,12 @@ run_regress()
 	}
 }
 
-# run_tap FILE...: those TAP tests. Where the server has assertions, none may fail: a
+# run_tap FILE...: those TAP tests, which may build more. Where the server has assertions, none may fail: a
 # test that kills processes would not notice one more.
 run_tap()
 {
 	as_runner $suite_environment $(env | grep '^REGPILOT_TEST_' || :) \
-		PATH="$bin:$PATH" TMPDIR="$work/tmp" TESTDIR="$work/tap" \
+		PATH="$bin:$PATH" PG_CONFIG="$pg_config" TMPDIR="$work/tmp" TESTDIR="$work/tap" \
 		PG_REGRESS="$pgxs/src/test/regress/pg_regress" PERL5LIB="$pgxs/src/test/perl" \
 		sh -c 'mkdir "$TESTDIR" && exec prove "$@"' sh --timer "$@" || return
 	! grep -r 'TRAP: ' "$work/tap"

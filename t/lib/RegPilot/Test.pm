@@ -145,6 +145,7 @@ sub text_of
 #     web_server => apache, lighttpd, caddy or nginx-auth instead of nginx, values => further
 #     placeholders of its configuration,
 #     keepalive => connections that nginx keeps to the responder,
+#     binary => the responder's, if not the one that was built,
 #     responder => 0 for a database alone, streaming => 1 or 'logical': its changes
 #     can be followed, install_path => where PostgreSQL is, if not in PATH,
 #     initdb => [ further arguments ]); env and values may be code that is given the site
@@ -155,6 +156,7 @@ sub new
 		dir => PostgreSQL::Test::Utils::tempdir_short(),
 		keepalive => $option{keepalive},
 		web_server => $option{web_server} // 'nginx',
+		binary => $option{binary} // $ENV{REGPILOT_TEST_RESPONDER},
 		upstreams => [],
 		projects => {},
 	}, $class;

@@ -9,13 +9,14 @@ use Time::HiRes qw(time);
 
 my $limit = 2.5;
 my $site = RegPilot::Test->new(
-	env => { REGPILOT_PING_INTERVAL => 200, REGPILOT_MAX_DURATION => 1000 * $limit, REGPILOT_UPSTREAM_TIMEOUT => 60_000 });
+	env => { TEST_SECRET => 'stream-secret', REGPILOT_PING_INTERVAL => 200, REGPILOT_MAX_DURATION => 1000 * $limit, REGPILOT_UPSTREAM_TIMEOUT => 60_000 });
 my ($key_id, $key) = $site->create_key;
 my $upstream = $site->start_upstream;
 my $whole = JSON::PP::false;
 
-my @models = qw(silent-stream hang comments dribble commented-stream early-usage long-stream);
+my @models = qw(breaks silent-stream hang comments dribble commented-stream early-usage long-stream);
 $site->add_upstream("up-$_", $upstream) foreach @models;
+$site->sql(q{UPDATE regpilot.upstream SET secret_name = 'TEST_SECRET' WHERE name = 'up-breaks'});
 $site->add_upstream('second', $upstream);
 $site->sql(q{UPDATE regpilot.upstream SET timeout_ms = 1000 WHERE name = 'up-commented-stream'});
 $site->add_routes((map { [ $_, "up-$_", $_, 1 ] } @models), [ 'hang', 'second', 'at-once', 2 ], [ 'hang-alone', 'up-hang', 'hang' ]);
@@ -36,24 +37,48 @@ is(text_of($answer), 'done ', "an upstream's comments keep its answer going");
 is(scalar(() = $answer->{body} =~ /^: busy\n\n/mg), 20, 'and are passed on');
 is((events($answer->{body}))[-1], '[DONE]', 'to the end');
 
+# --- whatever breaks off ends in an error, and nothing after it
+
+foreach my $how (qw(reset chunk end event array length secret))
+{
+	$answer = $site->chat($key, model => 'breaks', user => $how);
+	is($answer->{status}, 200, "breaks off by $how: had begun");
+	is($answer->{exit}, 0, "breaks off by $how: ends in order for the client");
+	is_deeply([ map { ref eq 'HASH' && $_->{error} ? $_->{error}{code} : text_of({ body => "data: " . JSON::PP::encode_json($_) . "\n\n" }) }
+			events($answer->{body}) ],
+		[ 'first ', 'UPSTREAM_FAILED' ], "breaks off by $how: with an error");
+	unlike($answer->{body}, qr/stream-secret/, "breaks off by $how: no secret");
+}
+
 # --- limits
 
-my $failed = qr/"code":"UPSTREAM_TIMEOUT","request_id":"/;
-foreach my $case (
+my @cases = (
 	[ 504, 'hang', stream => $whole ],
 	[ 504, 'hang-alone' ],
 	[ 504, 'dribble' ],
 	[ 504, 'comments', user => 'before' ],
-	[ 200, 'comments', user => 'after' ])
+	[ 200, 'comments', user => 'after' ]);
+my $found = $site->in_parallel(
+	scalar @cases,
+	sub {
+		my ($status, $model, @members) = @{ $cases[ $_[0] ] };
+		my $start = time;
+		my $answer = $site->curl('/api/ai/chat', '--header', "X-API-Key: $key",
+			'--json', JSON::PP::encode_json(user_message(model => $model, @members)));
+		my $seconds = time - $start;
+		return {
+			"$_[0]: status $answer->{status}" => 1,
+			"$_[0]: code" => $answer->{body} =~ /"code":"UPSTREAM_TIMEOUT","request_id":"/ ? 1 : 0,
+			"$_[0]: DONE or ping" => $answer->{body} =~ /DONE|ping/ ? 1 : 0,
+			"$_[0]: in time" => $seconds >= $limit - 0.1 && $seconds < $limit + 10 ? 1 : 0,
+		};
+	});
+foreach my $n (0 .. $#cases)
 {
-	my ($status, $model, @members) = @$case;
-	my $start = time;
-	my $answer = $site->chat($key, model => $model, @members);
-	is($answer->{status}, $status, "limit: @$case: status");
-	like($answer->{body}, $failed, "limit: @$case: code");
-	unlike($answer->{body}, qr/DONE|ping/, "limit: @$case: no end, no pings");
-	cmp_ok(time - $start, '>=', $limit - 0.1, "limit: @$case: not before");
-	cmp_ok(time - $start, '<', $limit + 10, "limit: @$case: nor long after");
+	my ($status, @request) = map { $_ // 'false' } @{ $cases[$n] };
+	is_deeply({ map { $_ => $found->{$_} } grep { /^$n:/ } keys %$found },
+		{ "$n: status $status" => 1, "$n: code" => 1, "$n: DONE or ping" => 0, "$n: in time" => 1 },
+		"limit: @request: an error in time, neither end nor pings");
 }
 is(scalar(grep { ($_->{model} // '') eq 'at-once' } json_file($site->upstream_requests)), 0,
 	'when time is up no other upstream is asked');

@@ -206,6 +206,22 @@ class Handler(BaseHTTPRequestHandler):
             self.wait(0.05)
             self.send_data(byte)
 
+    def breaks(self):
+        """Begins as it should, and goes on as the user names."""
+        self.start_stream()
+        self.send_chunk({"content": "first "})
+        self.wait(0.1)
+        how = self.body["user"]
+        if how == "reset":
+            return self.rst()
+        if how == "chunk":
+            return self.raw(b"zz\r\n")
+        if how == "end":
+            return self.raw()
+        self.send_data({"event": "data: nonsense\n\n", "array": "data: [1]\n\n", "length": "data: " + "x" * 2000000,
+                        "secret": "data: {\"a\":\"%s\"}\n\n" % self.headers.get("Authorization", "")}[how])
+        self.end_stream("stop", 1)
+
     def early_usage(self):
         """Says before the end what has been used until then."""
         self.start_stream()
@@ -358,7 +374,7 @@ class Handler(BaseHTTPRequestHandler):
         "endless-head": endless_head, "endless-1xx": endless_1xx, "endless-body": endless_body,
         "endless-event": endless_event, "early-hints": early_hints, "http-1-0": http_1_0, "odd-stream": odd_stream,
         "commented-stream": commented_stream, "comments": comments, "dribble": dribble,
-        "early-usage": early_usage, "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
+        "breaks": breaks, "early-usage": early_usage, "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
     }
 
     def do_POST(self):

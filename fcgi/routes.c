@@ -104,7 +104,7 @@ shuffle(const Route *found[], size_t count, uint64_t chance)
 			;
 		for (size_t left = end - i; left > 1; left--)
 		{
-			const Route **one = &found[i + chance % left];
+			const Route **one = &found[i + left - 1 - chance % left];
 			const Route **last = &found[i + left - 1];
 			const Route *swapped = *one;
 

@@ -51,7 +51,7 @@ extern void routes_release(Routes *routes);
 /*
  * Finds the routes for a request that names a model, or (NULL) none; gives their number.
  * chance: any number; those of equal priority come in the order that it stands for, so
- * that they share the load.
+ * that they share the load. 0: in that of the table.
  */
 extern size_t routes_match(const Routes *routes, const char *model, const char *quality,
 						   uint64_t chance, const Route *found[ROUTES_TRIED_MAX]);

@@ -24,6 +24,7 @@ $site->add_routes(
 	[ 'odd', 'plain', 'odd-stream', 7 ],
 	[ 'no-options', 'plain', 'no-options', 8 ],
 	[ 'tools', 'plain', 'tools', 9 ],
+	[ 'equal', 'plain', 'ok', 10 ], [ 'equal', 'builtin', 'echo', 10 ],
 	[ "na\xc3\xafve", 'plain', 'ok', 4 ]);
 
 # --- models
@@ -50,9 +51,11 @@ is_deeply(
 		data => [ model('fast', 'builtin'), model('mark-1', 'builtin'), model('vendor/big model', 'plain'),
 			model("na\x{ef}ve", 'plain'),
 			model('small-embedding', 'plain'), model('fast-upstream', 'plain'),
-			map { model($_, 'plain') } qw(odd no-options tools) ],
+			map { model($_, 'plain') } qw(odd no-options tools equal) ],
 	},
 	'models: each alias once, by priority, without tiers and "*"');
+is_deeply(models('/' . $_->{id} =~ s/([^a-z-])/sprintf '%%%02X', ord $1/egr)->{json}, $_, "model $_->{id}: the same by itself")
+  foreach grep { $_->{id} !~ /\x{ef}/ } @{ $answer->{json}{data} };
 is($site->get('/v1/models', "X-API-Key: $writer")->{body}, $body{forbidden}, 'models: ask for gateway:read');
 is($site->get('/v1/models')->{body}, $body{missing}, 'models: ask for a key');
 is($site->get('/v1/models/fast')->{body}, $body{missing}, 'a model: asks for a key');

@@ -19,6 +19,8 @@
 
 /* Bytes that one event of a stream may have. */
 #define EVENT_MAX (1024 * 1024)
+/* Characters from which on a secret is one, and not "none" or "test", which an answer may well say. */
+#define SECRET_SHORTEST 12
 /* ms that an upstream may take to end its answer after it has said [DONE] */
 #define DONE_GRACE 1000
 
@@ -101,7 +103,7 @@ relay_free(Relay *relay)
 static bool
 contains_secret(const UpstreamCall *call, const char *text, size_t length)
 {
-	return call->secret != NULL && length > 0 &&
+	return call->secret != NULL && length > 0 && strlen(call->secret) >= SECRET_SHORTEST &&
 		   memmem(text, length, call->secret, strlen(call->secret)) != NULL;
 }
 

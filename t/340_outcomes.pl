@@ -46,6 +46,7 @@ sub is_recorded
 	my ($key_id, $count, $what) = @_;
 	eval {
 		wait_until('outcomes', sub { (recorded($key_id) =~ /^(\d+)/)[0] >= $count }, 20);
+		wait_until('none to be left', sub { $site->get('/metrics')->{body} =~ /^regpilot_outcomes_queued 0$/m }, 20);
 	};
 	is(recorded($key_id), "$count $count", $what);
 	return;
@@ -385,6 +386,7 @@ is_recorded($key_id, 64, 'and as many recorded afterwards as there was room for'
 my $lost = 0;
 $lost += $_ foreach new_messages($mark) =~ /lost (\d+) outcomes: the queue was full/g;
 is($lost, 136, 'the others have been lost, and that logged');
+like($site->get('/metrics')->{body}, qr/^regpilot_outcomes_total\{result="lost"\} 136$/m, 'and counted');
 is($site->overview($key_id, 'total_requests'), 200, 'though all have been counted as requests');
 bad_request($key);
 is_recorded($key_id, 65, 'the next one is recorded');

@@ -11,6 +11,7 @@ conformance(
 	large_header => [431],
 	aborts_late => 1,
 	malformed => qr{^HTTP/1\.1 400 Bad Request\r\n},
+	cut_in_order => 1,
 	paths => { map { $_ => 400 } '/%', '/%zz', '/api/auth/verify%00' },
 	plain => { map { $_ => 1 } '/%', '/%zz' },
 	reload_resets => 1,

@@ -71,7 +71,7 @@ my %web_server = (
 		reload => 'USR1',
 	},
 	lighttpd => {
-		files => [ 'lighttpd.conf', map { "lighttpd-errors/$_.html" } 400, 403, 413, 431, 503 ],
+		files => [ 'lighttpd.conf', map { "lighttpd-errors/$_.html" } 400, 403, 413, 431, 500, 503 ],
 		start => [qw(setsid /usr/sbin/lighttpd -D -f @PREFIX@/lighttpd.conf)],
 		reload => 'USR1',
 	},

@@ -5,6 +5,7 @@
 #   make run, make stop, make clean          a private RegPilot under var/
 #   make test, make lint, make bench         install what they need themselves
 #   make valgrind                            some tests again under memcheck
+#   make sanitize                            the responder's tests again under ASan, UBSan and TSan
 #   make fuzz                                the responder's fuzz targets, a minute each
 #   make matrix                              all tests on each version of PostgreSQL; as root
 
@@ -34,7 +35,7 @@ PG_CONFIG ?= pg_config
 
 # The scripts must work before there is a pg_config, so PGXS comes in only for
 # other goals.
-scripts = run stop test lint bench valgrind fuzz matrix
+scripts = run stop test lint bench valgrind fuzz sanitize matrix
 goals = $(filter-out $(scripts), $(or $(MAKECMDGOALS), all))
 ifneq (,$(goals))
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -61,7 +62,7 @@ clean-private:
 	$(MAKE) -C fcgi clean
 	rm -rf var
 
-run stop test lint valgrind fuzz matrix:
+run stop test lint valgrind fuzz sanitize matrix:
 	@dev/$@
 
 bench:

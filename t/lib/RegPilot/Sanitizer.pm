@@ -13,6 +13,7 @@ use strict;
 use warnings;
 
 use Cwd qw(getcwd);
+use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -33,13 +34,13 @@ sub new
 	}, $class;
 }
 
-# What the sanitizers are told: to write their reports to files, and to go on after one if they can.
+# What the sanitizers are told: to write their reports to files.
 sub environment
 {
 	my ($self) = @_;
 	my $common = "log_path=$self->{log}:exitcode=66";
 	return $self->{kind} eq 'thread'
-	  ? (TSAN_OPTIONS => "$common:suppressions=" . getcwd() . '/t/tsan.supp')
+	  ? (TSAN_OPTIONS => $common)
 	  : (ASAN_OPTIONS => "$common:detect_stack_use_after_return=1", UBSAN_OPTIONS => "$common:print_stacktrace=1");
 }
 
@@ -48,6 +49,15 @@ sub options
 {
 	my ($self, %option) = @_;
 	return (%option, binary => $self->{binary}, env => { $self->environment, %{ $option{env} // {} } });
+}
+
+# TSan can do nothing where the kernel spreads addresses too far (vm.mmap_rnd_bits above 28).
+sub is_usable
+{
+	my ($self) = @_;
+	my $output = '';
+	IPC::Run::run([ $self->{binary}, '--version' ], '<', \undef, '>&', \$output);
+	return $output !~ /unexpected memory mapping/;
 }
 
 sub finish

@@ -87,6 +87,7 @@ relay_create(void)
 		relay_free(relay);
 		return NULL;
 	}
+	curl_multi_setopt(relay->multi, CURLMOPT_MAXCONNECTS, (long) RELAY_CONNECTIONS);
 	return relay;
 }
 

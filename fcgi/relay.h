@@ -10,6 +10,14 @@
 /* What a thread keeps between its calls: its connections to upstreams. Not to be shared. */
 typedef struct Relay Relay;
 
+/* Connections that one keeps. */
+#define RELAY_CONNECTIONS 4
+/*
+ * Descriptors that one may hold: those, one more while it is being made, two for looking
+ * up its address, and two that libcurl has for itself.
+ */
+#define RELAY_DESCRIPTORS (RELAY_CONNECTIONS + 5)
+
 /* Before the first thread starts; false after a message. */
 extern bool relay_init(void) __attribute__((warn_unused_result));
 

@@ -45,8 +45,10 @@
  * it; pages that are never touched cost nothing.
  */
 #define STACK_SIZE (1024 * 1024)
-/* Descriptors that a worker may need: its connection, three of its relay, one in reserve. */
-#define DESCRIPTORS_EACH 5
+/* Descriptors that a worker may need: its connection, and those of its relay. */
+#define DESCRIPTORS_EACH (1 + RELAY_DESCRIPTORS)
+/* Those of the process itself: ours, of the database's connections, and some in reserve. */
+#define DESCRIPTORS_SHARED 20
 /* Seconds that a kept connection may be silent: more than a web server keeps one (nginx: 60). */
 #define RECEIVE_TIMEOUT 120
 /* Seconds that a client may refuse to take what we send. */
@@ -130,11 +132,16 @@ server_init(void)
 
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
 	{
+		rlim_t needed = DESCRIPTORS_SHARED + DESCRIPTORS_EACH * (rlim_t) config.max_threads;
+
 		files.rlim_cur = files.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &files);
-		if (files.rlim_max / DESCRIPTORS_EACH < (rlim_t) config.max_threads)
+		if (files.rlim_max < needed)
 		{
-			config.max_threads = (int) (files.rlim_max / DESCRIPTORS_EACH);
+			config.max_threads = 1;
+			if (files.rlim_max > DESCRIPTORS_SHARED + DESCRIPTORS_EACH)
+				config.max_threads =
+					(int) ((files.rlim_max - DESCRIPTORS_SHARED) / DESCRIPTORS_EACH);
 			log_info(
 				"serving at most %d connections at once, since this process may open %llu files",
 				config.max_threads, (unsigned long long) files.rlim_max);

@@ -3,7 +3,7 @@
  *	  Accepts connections and gives each a thread, until a signal ends it.
  *
  * The main thread accepts; a worker serves one connection, request after
- * request, until the web server closes it, and then waits for another. So kept
+ * request, until the web server closes it, and then waits a while for another. So kept
  * connections pin their threads. When all that config allows are pinned, further
  * connections wait in the backlog. For these a connection that has had no request
  * for KEPT_UNUSED is closed, though a web server may send one at that very moment,
@@ -55,6 +55,8 @@
 #define SEND_TIMEOUT 30
 /* ms to wait when the process is out of descriptors or memory for a connection */
 #define ACCEPT_PAUSE 100
+/* ms after which a thread without a connection ends */
+#define IDLE_TIME 5000
 /* ms without a request after which a kept connection may be closed in favour of another */
 #define KEPT_UNUSED 1000
 /* ms that connections wait before one that is in use is closed in their favour */
@@ -110,6 +112,7 @@ static struct
 	int idle_event;			   /* eventfd: a worker became idle while full */
 	int signals;			   /* signalfd */
 	pthread_attr_t thread_attributes;
+	pthread_condattr_t monotonic;
 } server;
 
 bool
@@ -118,7 +121,6 @@ server_init(void)
 	sigset_t blocked;
 	sigset_t ending;
 	struct rlimit files;
-	pthread_condattr_t monotonic;
 
 	/* All but those that mean a bug here; the main thread reads the ending ones. */
 	sigfillset(&blocked);
@@ -161,9 +163,9 @@ server_init(void)
 		return false;
 	}
 
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-	pthread_cond_init(&server.ended, &monotonic);
+	pthread_condattr_init(&server.monotonic);
+	pthread_condattr_setclock(&server.monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&server.ended, &server.monotonic);
 	pthread_attr_init(&server.thread_attributes);
 	pthread_attr_setstacksize(&server.thread_attributes, STACK_SIZE);
 	pthread_attr_setdetachstate(&server.thread_attributes, PTHREAD_CREATE_DETACHED);
@@ -258,6 +260,29 @@ serve_connection(Worker *worker)
 	fastcgi_close(&fastcgi);
 }
 
+/* A worker is there, or can be, for a connection that waits. Holds the lock. */
+static void
+end_fullness(void)
+{
+	if (server.full)
+	{
+		server.full = server.pressed = false;
+		eventfd_write(server.idle_event, 1);
+	}
+}
+
+/* Waits while the worker is idle; false: it is to end. Holds the lock. */
+static bool
+wait_for_connection(Worker *worker)
+{
+	struct timespec end = clock_timespec(clock_ms() + IDLE_TIME);
+
+	while (worker->connection < 0 && !server.stopping &&
+		   pthread_cond_timedwait(&worker->wake, &lock, &end) != ETIMEDOUT)
+		;
+	return worker->connection >= 0;
+}
+
 static void *
 worker_main(void *argument)
 {
@@ -266,9 +291,7 @@ worker_main(void *argument)
 	pthread_mutex_lock(&lock);
 	for (;;)
 	{
-		while (worker->connection < 0 && !server.stopping)
-			pthread_cond_wait(&worker->wake, &lock);
-		if (worker->connection < 0)
+		if (!wait_for_connection(worker))
 			break;
 
 		pthread_mutex_unlock(&lock);
@@ -281,11 +304,7 @@ worker_main(void *argument)
 		worker->closing = false;
 		worker->state = WORKER_IDLE;
 		LIST_INSERT_HEAD(&server.idle, worker, idle);
-		if (server.full)
-		{
-			server.full = server.pressed = false;
-			eventfd_write(server.idle_event, 1);
-		}
+		end_fullness();
 	}
 	LIST_REMOVE(worker, idle);
 	LIST_REMOVE(worker, all);
@@ -297,6 +316,7 @@ worker_main(void *argument)
 
 	pthread_mutex_lock(&lock);
 	server.count--;
+	end_fullness();
 	pthread_cond_signal(&server.ended);
 	pthread_mutex_unlock(&lock);
 	return NULL;
@@ -316,7 +336,7 @@ start_worker(void)
 	worker->relay = relay_create();
 	if (worker->relay == NULL)
 		goto failed;
-	pthread_cond_init(&worker->wake, NULL);
+	pthread_cond_init(&worker->wake, &server.monotonic);
 	error = pthread_create(&thread, &server.thread_attributes, worker_main, worker);
 	if (error != 0)
 		goto failed;

@@ -20,7 +20,7 @@ use RegPilot::Test;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(conformance exchange);
+our @EXPORT = qw(conformance);
 
 my $chat = '/api/ai/chat';
 my $verify = '/api/auth/verify';
@@ -90,11 +90,15 @@ sub answered_itself
 	return;
 }
 
-# exchange(site, bytes): sends these on a connection of their own and gives all that comes back.
+# Sends these bytes on a connection of their own, from that address, and gives all that comes back.
 sub exchange
 {
-	my ($site, $bytes) = @_;
-	my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $site->{port}, Timeout => 20) // die $@;
+	my ($bytes, $from) = @_;
+	my $socket = IO::Socket::INET->new(
+		PeerAddr => '127.0.0.1',
+		PeerPort => $site->{port},
+		LocalAddr => $from // '127.0.0.1',
+		Timeout => 20) // die $@;
 	my $answer = '';
 	print $socket $bytes;
 	$socket->flush;
@@ -294,7 +298,7 @@ sub bodies
 
 	my $chunk = sub { sprintf "%x\r\n%s\r\n", length $_[0], $_[0] };
 	like(
-		exchange($site,
+		exchange(
 			"POST $chat HTTP/1.1\r\nHost: x\r\nX-API-Key: $key\r\nContent-Type: application/json\r\nConnection: close\r\n"
 			  . "Transfer-Encoding: chunked\r\n\r\n"
 			  . join('', map { $chunk->($_) } split //, content(100)) . "0\r\n\r\n"),
@@ -328,9 +332,9 @@ sub connections
 	is_deeply(\%count, { '200 1' => 1, '200 0' => 299 }, '300 requests on a connection');
 
 	my $request = "GET $verify HTTP/1.1\r\nHost: x\r\nX-API-Key: $key\r\n";
-	my $answers = () = exchange($site, "$request\r\n" x 9 . "${request}Connection: close\r\n\r\n") =~ m{HTTP/1\.1 200 }g;
+	my $answers = () = exchange("$request\r\n" x 9 . "${request}Connection: close\r\n\r\n") =~ m{HTTP/1\.1 200 }g;
 	is($answers, 10, '10 requests sent at once');
-	like(exchange($site, "GET $verify HTTP/1.0\r\nX-API-Key: $key\r\n\r\n"), qr{^HTTP/1\.[01] 200 .*"valid":true}s, 'HTTP/1.0');
+	like(exchange("GET $verify HTTP/1.0\r\nX-API-Key: $key\r\n\r\n"), qr{^HTTP/1\.[01] 200 .*"valid":true}s, 'HTTP/1.0');
 	return;
 }
 
@@ -353,9 +357,9 @@ sub odd_requests
 		is($answer->{status}, $status{$path}, "path $shown");
 		ok($answer->{json}, "path $shown: in JSON") if !$differs{plain}{$path};
 	}
-	like(exchange($site, "GET http://x$verify HTTP/1.1\r\nHost: x\r\nX-API-Key: $key\r\nConnection: close\r\n\r\n"),
+	like(exchange("GET http://x$verify HTTP/1.1\r\nHost: x\r\nX-API-Key: $key\r\nConnection: close\r\n\r\n"),
 		qr{^HTTP/1\.1 200 }, 'a whole URL in the request line');
-	like(exchange($site, "\x16\x03\x01\x02\x00\x01\r\n\r\n"), $differs{malformed} // qr{^HTTP/1\.[01] 400 .*"code":"BAD_REQUEST"}s, 'no HTTP');
+	like(exchange("\x16\x03\x01\x02\x00\x01\r\n\r\n"), $differs{malformed} // qr{^HTTP/1\.[01] 400 .*"code":"BAD_REQUEST"}s, 'no HTTP');
 
 	my $answer = answered($site->curl($verify, '--head', '--header', "X-API-Key: $key"), 405, 'HEAD');
 	is($answer->{body}, '', 'HEAD: no body');
@@ -444,7 +448,8 @@ sub watching
 			my $answer = $site->curl($odd, '--interface', '127.0.0.2', '--path-as-is');
 			like($answer->{status}, qr/^40[34]$/, "$odd from elsewhere");
 		}
-		like(exchange($site, "GET http://x$path HTTP/1.0\r\nHost: x\r\n\r\n"), qr{^HTTP/1\.[01] }, "$path as a whole URL");
+		like(exchange("GET http://x$path HTTP/1.0\r\nHost: x\r\n\r\n", '127.0.0.2'), qr{^HTTP/1\.[01] 403 },
+			"$path as a whole URL from elsewhere");
 	}
 	is($site->curl('/healthz', '--interface', '127.0.0.2')->{status}, 200, '/healthz from elsewhere');
 	return;

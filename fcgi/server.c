@@ -322,10 +322,22 @@ worker_main(void *argument)
 	return NULL;
 }
 
-/* Starts a worker, which is on the idle list then; NULL after a message. Holds the lock. */
-static Worker *
+/* Whether it is time to say something again that was said at that time, if ever. */
+static bool
+may_complain(int64_t *complained)
+{
+	bool may = *complained == 0 || clock_ms() - *complained >= COMPLAINT_INTERVAL;
+
+	if (may)
+		*complained = clock_ms();
+	return may;
+}
+
+/* Starts a worker, which is on the idle list then; false after a message. Holds the lock. */
+static bool
 start_worker(void)
 {
+	static int64_t complained;
 	Worker *worker = calloc(1, sizeof(Worker));
 	pthread_t thread;
 	int error = ENOMEM;
@@ -344,14 +356,15 @@ start_worker(void)
 	LIST_INSERT_HEAD(&server.all, worker, all);
 	LIST_INSERT_HEAD(&server.idle, worker, idle);
 	server.count++;
-	return worker;
+	return true;
 
 failed:
-	log_line("could not start a thread: %s", strerror(error));
+	if (may_complain(&complained))
+		log_line("could not start a thread: %s", strerror(error));
 	if (worker != NULL)
 		relay_free(worker->relay);
 	free(worker);
-	return NULL;
+	return false;
 }
 
 void
@@ -406,27 +419,17 @@ set_options(int connection)
 		setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* no use on others */
 }
 
-/* Gives a connection to a worker. */
+/* Gives a connection to an idle worker, of which there is one. Holds the lock. */
 static void
 dispatch(int connection)
 {
-	Worker *worker;
+	Worker *worker = LIST_FIRST(&server.idle);
 
 	set_options(connection);
-	pthread_mutex_lock(&lock);
-	worker = LIST_FIRST(&server.idle);
-	if (worker == NULL)
-		worker = start_worker();
-	if (worker != NULL)
-	{
-		LIST_REMOVE(worker, idle);
-		worker->connection = connection;
-		worker->state = WORKER_WAITING;
-		pthread_cond_signal(&worker->wake);
-	}
-	pthread_mutex_unlock(&lock);
-	if (worker == NULL)
-		close(connection);
+	LIST_REMOVE(worker, idle);
+	worker->connection = connection;
+	worker->state = WORKER_WAITING;
+	pthread_cond_signal(&worker->wake);
 }
 
 /* Closes the connection that has been kept for longest, if it is not in use. Holds the lock. */
@@ -443,20 +446,17 @@ close_unused(void)
 }
 
 /*
- * Whether a worker is there, or can be, for the connection that has come. If
- * not, idle_event tells when one is.
+ * Whether a worker is idle, for the connection that has come: one is started if need be.
+ * If not, idle_event tells when one is. Holds the lock.
  */
 static bool
 has_worker(void)
 {
-	bool has;
+	bool has = !LIST_EMPTY(&server.idle) || (server.count < config.max_threads && start_worker());
 
-	pthread_mutex_lock(&lock);
-	has = server.count < config.max_threads || !LIST_EMPTY(&server.idle);
 	server.full = !has;
 	if (!has)
 		close_unused();
-	pthread_mutex_unlock(&lock);
 	return has;
 }
 
@@ -465,32 +465,48 @@ static void
 press(void)
 {
 	static int64_t complained;
+	int count;
 
 	pthread_mutex_lock(&lock);
 	server.pressed = server.full;
 	close_unused();
+	count = server.count;
 	pthread_mutex_unlock(&lock);
 
-	if (complained == 0 || clock_ms() - complained >= COMPLAINT_INTERVAL)
-	{
-		complained = clock_ms();
-		log_line("connections wait: all %d threads (REGPILOT_MAX_THREADS) are taken",
-				 config.max_threads);
-	}
+	if (may_complain(&complained))
+		log_line("connections wait: all %d threads are taken%s", count,
+				 count == config.max_threads ? " (REGPILOT_MAX_THREADS)" : "");
 }
 
-static void
+/* Accepts a connection; false when no worker is idle, nor can be started. */
+static bool
 accept_connection(int listener)
 {
-	int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	static int64_t complained;
+	int connection = -1;
+	int error = 0;
+	bool has;
 
+	/* All under the lock, lest the worker's time be over; accept4() does not block. */
+	pthread_mutex_lock(&lock);
+	has = has_worker();
+	if (has)
+	{
+		connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		error = errno;
+	}
 	if (connection >= 0)
 		dispatch(connection);
-	else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+	pthread_mutex_unlock(&lock);
+
+	if (has && connection < 0 &&
+		(error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM))
 	{
-		log_line("could not accept a connection: %s", strerror(errno));
+		if (may_complain(&complained))
+			log_line("could not accept a connection: %s", strerror(error));
 		poll(NULL, 0, ACCEPT_PAUSE);
 	}
+	return has;
 }
 
 /* Keeps no connection any more, and lets workers go that have none. */
@@ -592,7 +608,10 @@ serve(int listener, char **argv)
 		if (count < 0)
 			continue;
 		if (count == 0 && ready[LISTENER].fd < 0)
+		{
 			press();
+			ready[LISTENER].fd = listener; /* there may be room for a thread by now */
+		}
 
 		if (ready[SIGNAL].revents != 0)
 		{
@@ -624,9 +643,7 @@ serve(int listener, char **argv)
 		}
 		if (ready[LISTENER].revents != 0)
 		{
-			if (has_worker())
-				accept_connection(listener);
-			else
+			if (!accept_connection(listener))
 				ready[LISTENER].fd = -1;
 		}
 	}

@@ -66,7 +66,6 @@ serve_metrics(Exchange *exchange)
 	traffic_metrics(&body);
 	health_metrics(&body);
 	server_metrics(&body);
-	health_metrics(&body);
 	metrics_single(&body, "regpilot_log_lines_lost_total", "counter",
 				   "Lines of log that could not be written.", log_lost());
 	if (body.failed)

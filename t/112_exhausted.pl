@@ -125,6 +125,9 @@ foreach my $case ([ '/dev/full', 'a full disk' ], [ $pipe, 'a pipe that nobody r
 close $reader;
 restart({});
 is(metric('regpilot_log_lines_lost_total'), 0, 'with room again no line is lost');
+my %shown;
+$shown{$_}++ foreach $site->get('/metrics')->{body} =~ /^# TYPE (\S+)/mg;
+is_deeply([ grep { $shown{$_} > 1 } sort keys %shown ], [], 'no metric is shown twice');
 
 # --- not enough descriptors: a limit that is known from the start
 

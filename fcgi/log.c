@@ -202,7 +202,7 @@ log_end(Buffer *line)
 	pthread_mutex_lock(&lock);
 	if (line->failed)
 		lost++;
-	else if (!started || stopping)
+	else if (!started)
 		lost += write_lines(line->data, line->length);
 	else
 	{

@@ -19,7 +19,7 @@
 /* False after a message. */
 extern bool log_start(void) __attribute__((warn_unused_result));
 
-/* Writes what is left, if that is possible within a second. */
+/* Writes what is left, if that is possible within a second. What comes later may be lost. */
 extern void log_stop(void);
 
 /* What an operator may want to know, and should look into. */

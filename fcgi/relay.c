@@ -13,6 +13,7 @@
 #include "sse.h"
 
 #include <curl/curl.h>
+#include <openssl/ssl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -23,6 +24,9 @@
 #define SECRET_SHORTEST 12
 /* ms that an upstream may take to end its answer after it has said [DONE] */
 #define DONE_GRACE 1000
+/* Bytes received at once: of a stream, whose memory that is for long, and of another answer. */
+#define STREAM_BUFFER 2048L
+#define ANSWER_BUFFER 16384L
 
 struct Relay
 {
@@ -64,12 +68,42 @@ typedef struct Transfer
 	int64_t forwarded_at; /* the last event was, or a ping was sent */
 } Transfer;
 
+/*
+ * The CAs that we trust. libcurl would read them for each connection, which takes some
+ * 30 ms, and keep them for each thread, which takes a megabyte.
+ */
+static X509_STORE *authorities;
+
+static bool
+read_authorities(void)
+{
+	authorities = X509_STORE_new();
+
+	/* libcurl's flags: any certificate among them is trusted, not only a root */
+	return authorities != NULL &&
+		   X509_STORE_set_flags(authorities,
+								X509_V_FLAG_TRUSTED_FIRST | X509_V_FLAG_PARTIAL_CHAIN) == 1 &&
+		   (config.ca_file != NULL ? X509_STORE_load_locations(authorities, config.ca_file, NULL)
+								   : X509_STORE_set_default_paths(authorities)) == 1;
+}
+
+/* libcurl's callback for a TLS connection that it is about to make. */
+static CURLcode
+trust_authorities(CURL *easy, void *context, void *argument)
+{
+	(void) easy;
+	(void) argument;
+	SSL_CTX_set1_cert_store(context, authorities);
+	SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS); /* an idle connection needs none */
+	return CURLE_OK;
+}
+
 bool
 relay_init(void)
 {
-	if (curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK)
+	if (curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK && read_authorities())
 		return true;
-	log_line("could not initialise libcurl");
+	log_line("could not initialise libcurl, or read the certificates of CAs");
 	return false;
 }
 
@@ -271,7 +305,8 @@ make_headers(const UpstreamCall *call)
 	return headers;
 }
 
-static void
+/* False: libcurl cannot do what it must. */
+static bool
 set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
 {
 	const UpstreamCall *call = transfer->call;
@@ -289,6 +324,9 @@ set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
 	curl_easy_setopt(easy, CURLOPT_USERAGENT, "regpilot/" REGPILOT_VERSION);
 	curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 16384L);
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, call->stream ? STREAM_BUFFER : ANSWER_BUFFER);
+	/* A connection has one call at a time: HTTP/2 would only take memory. */
+	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
 
 	/* No one but the upstream in the table: no proxy of the environment, no redirect. */
 	curl_easy_setopt(easy, CURLOPT_PROXY, "");
@@ -296,11 +334,9 @@ set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
 	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
-	if (config.ca_file != NULL)
-	{
-		curl_easy_setopt(easy, CURLOPT_CAINFO, config.ca_file);
-		curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-	}
+	curl_easy_setopt(easy, CURLOPT_CAINFO, NULL);
+	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
+	return curl_easy_setopt(easy, CURLOPT_SSL_CTX_FUNCTION, trust_authorities) == CURLE_OK;
 }
 
 /* Bytes sent and received so far: while it grows, the upstream is not silent. */
@@ -490,8 +526,8 @@ relay_call(Relay *relay, UpstreamCall *call)
 	{
 		CURLcode code = CURLE_FAILED_INIT;
 
-		set_options(&transfer, url.data, headers);
-		if (curl_multi_add_handle(relay->multi, relay->easy) == CURLM_OK)
+		if (set_options(&transfer, url.data, headers) &&
+			curl_multi_add_handle(relay->multi, relay->easy) == CURLM_OK)
 		{
 			call->at_fault = true;
 			code = run(relay->multi, &transfer);

@@ -13,10 +13,10 @@ typedef struct Relay Relay;
 /* Connections that one keeps. */
 #define RELAY_CONNECTIONS 4
 /*
- * Descriptors that one may hold: those, one more while it is being made, two for looking
- * up its address, and two that libcurl has for itself.
+ * Descriptors that one may hold: those, two while one more is being made (to look up its
+ * address, or to try two at once), and two that libcurl has for itself.
  */
-#define RELAY_DESCRIPTORS (RELAY_CONNECTIONS + 5)
+#define RELAY_DESCRIPTORS (RELAY_CONNECTIONS + 4)
 
 /* Before the first thread starts; false after a message. */
 extern bool relay_init(void) __attribute__((warn_unused_result));

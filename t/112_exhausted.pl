@@ -131,7 +131,7 @@ is_deeply([ grep { $shown{$_} > 1 } sort keys %shown ], [], 'no metric is shown 
 
 # --- not enough descriptors: a limit that is known from the start
 
-restart({}, undef, 'prlimit', '--nofile=100');
+restart({}, undef, 'prlimit', '--nofile=92');
 my $seen = $site->in_parallel(
 	24,
 	sub {
@@ -146,12 +146,12 @@ my $seen = $site->in_parallel(
 		}
 		return \%count;
 	});
-is_deeply($seen, { 200 => 192 }, '100 descriptors: 24 clients are served');
+is_deeply($seen, { 200 => 192 }, '92 descriptors: 24 clients are served');
 is($site->get('/metrics')->{body} =~ /^regpilot_upstream_failures/m, '', 'and no upstream is blamed');
 
 # all threads are in a stream: others wait, and not in a hurry
 my $threads = metric('regpilot_threads_max');
-cmp_ok($threads, '<', 9, "100 descriptors: $threads threads");
+cmp_ok($threads, '<', 9, "92 descriptors: $threads threads");
 my @streams = start_streams($threads, 'silent-stream');
 my $cpu = cpu_time();
 $seen = meanwhile(6, sub { sleep 2; end_streams(@streams) });

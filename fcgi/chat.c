@@ -3,6 +3,7 @@
  *	  What the gateway reads in, and changes in, bodies of OpenAI's formats.
  */
 #include "chat.h"
+#include "credentials.h"
 #include "members.h"
 
 #include <string.h>
@@ -56,7 +57,10 @@ check_messages(const json_t *messages)
 	return REFUSAL_NONE;
 }
 
-/* A name travels in a header and to the database: no control characters, and no endless one. */
+/*
+ * A name travels in a header, to logs and to the database: no control characters, no endless
+ * one, and no key by mistake.
+ */
 bool
 chat_is_model_name(const json_t *value)
 {
@@ -71,7 +75,7 @@ chat_is_model_name(const json_t *value)
 		if (((unsigned char) name[i] & 0xc0) != 0x80) /* not a byte that continues a character */
 			characters++;
 	}
-	return characters >= 1 && characters <= CHAT_MODEL_MAX;
+	return characters >= 1 && characters <= CHAT_MODEL_MAX && !credentials_within(name);
 }
 
 static bool

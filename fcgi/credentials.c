@@ -15,6 +15,9 @@ const char *const credential_params[CREDENTIAL_HEADERS] = {
 /* From this one on, a value is a scheme and its credentials (RFC 9110, 11.4), or a bare key. */
 #define FIRST_WITH_SCHEME 3
 
+/* Characters of a key after what it begins with. */
+#define KEY_LENGTH 32
+
 /* The value without the spaces and tabs around it (RFC 9110, 5.5). */
 static Credential
 trim(const char *value)
@@ -46,6 +49,30 @@ credentials_find(const char *const values[CREDENTIAL_HEADERS], Credential *found
 		}
 		if (found->length > 0)
 			return true;
+	}
+	return false;
+}
+
+/*
+ * "sk_", an environment or none, and 32 digits and small letters; see key.c of the extension.
+ * The checksum among these is not looked at: a key with a slip of the pen is no less secret.
+ */
+bool
+credentials_within(const char *text)
+{
+	static const char *const environments[] = {"", "dev_", "staging_", "prod_", "ci_"};
+
+	while ((text = strstr(text, "sk_")) != NULL)
+	{
+		text += 3;
+		for (size_t i = 0; i < sizeof(environments) / sizeof(environments[0]); i++)
+		{
+			size_t length = strlen(environments[i]);
+
+			if (strncmp(text, environments[i], length) == 0 &&
+				strspn(text + length, "0123456789abcdefghijklmnopqrstuvwxyz") >= KEY_LENGTH)
+				return true;
+		}
 	}
 	return false;
 }

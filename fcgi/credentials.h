@@ -26,4 +26,7 @@ typedef struct Credential
 extern bool credentials_find(const char *const values[CREDENTIAL_HEADERS], Credential *found)
 	__attribute__((warn_unused_result));
 
+/* Whether something in the text looks like a key of RegPilot's own making. */
+extern bool credentials_within(const char *text);
+
 #endif

@@ -12,6 +12,7 @@
 #include "authorizer.h"
 #include "buffer.h"
 #include "chat.h"
+#include "credentials.h"
 #include "relay.h"
 #include "reply.h"
 
@@ -24,11 +25,12 @@
 typedef struct Exchange
 {
 	struct Fastcgi *fastcgi;
-	Relay *relay; /* the thread's */
-	int client;	  /* readable once the client has gone; -1: not to be watched */
-	char id[33];  /* x-request-id */
-	bool asked;	  /* authorization has a verdict */
-	bool judged;  /* authorization is valid, of a key that is good or has used up its limit */
+	Relay *relay;		   /* the thread's */
+	int client;			   /* readable once the client has gone; -1: not to be watched */
+	char id[33];		   /* x-request-id */
+	Credential credential; /* length 0: none has been looked for, or found */
+	bool asked;			   /* authorization has a verdict */
+	bool judged; /* authorization is valid, of a key that is good or has used up its limit */
 	Authorization authorization;
 	const char *allow; /* the method that the address takes, for a 405 */
 	bool guards;	   /* the answer is for a web server that asks whether a request may pass */

@@ -17,6 +17,8 @@
 #include <string.h>
 
 #define EVENT_MAX (64 * 1024)
+/* Bytes of a key from which on it is looked for in names: a shorter one may be in any. */
+#define KEY_NAMED_MIN 12
 
 /* One try of an upstream. */
 typedef struct Try
@@ -269,6 +271,16 @@ relay_chat(Exchange *exchange, const Chat *chat, const Routes *routes)
 	}
 }
 
+/* Whether the request's own key, which may look like anything, is in the name of the model as well. */
+static bool
+names_own_key(const Exchange *exchange, const Chat *chat)
+{
+	const Credential *own = &exchange->credential;
+
+	return chat->model != NULL && own->length >= KEY_NAMED_MIN &&
+		   memmem(chat->model, strlen(chat->model), own->key, own->length) != NULL;
+}
+
 static void
 serve(Exchange *exchange, bool embeds, bool stream_default)
 {
@@ -283,7 +295,9 @@ serve(Exchange *exchange, bool embeds, bool stream_default)
 						 : chat_parse(body.data, body.length, stream_default, &chat);
 	if (refusal == REFUSAL_NONE)
 	{
-		if (traffic_begin())
+		if (names_own_key(exchange, &chat))
+			exchange_refuse(exchange, REFUSAL_INVALID_MODEL);
+		else if (traffic_begin())
 		{
 			/* The key was accepted over a connection that had read the routes before. */
 			Routes *routes = routes_acquire();

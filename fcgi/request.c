@@ -329,17 +329,17 @@ authorize(Exchange *exchange, const Endpoint *endpoint)
 {
 	const char *permission = endpoint->permission;
 	const char *values[CREDENTIAL_HEADERS];
-	Credential credential;
+	Credential *credential = &exchange->credential;
 
 	if (endpoint->guard && !find_permission(exchange, &permission))
 		return REFUSAL_INVALID_PERMISSION;
 	for (int i = 0; i < CREDENTIAL_HEADERS; i++)
 		values[i] = exchange_param(exchange, credential_params[i]);
-	if (!credentials_find(values, &credential))
+	if (!credentials_find(values, credential))
 		return REFUSAL_MISSING_KEY;
 
 	exchange->asked = true;
-	authorizer_ask(credential.key, credential.length, permission, find_environment(exchange),
+	authorizer_ask(credential->key, credential->length, permission, find_environment(exchange),
 				   &exchange->authorization);
 	switch (exchange->authorization.verdict)
 	{

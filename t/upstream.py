@@ -364,6 +364,35 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    # --- an upstream that tells its secret wherever it can
+
+    def leak(self):
+        secret = self.headers.get("Authorization", "").split(" ")[-1]
+        where = self.body["user"]
+        chunk = json.dumps({"choices": [{"delta": {"content": "first " + (secret if where == "event" else "")}}]})
+        body = json.dumps({"object": "chat.completion", "choices": [{"message": {
+            "role": "assistant", "content": "nothing " + (secret if where == "body" else "")}}]})
+        if where == "redirect":
+            return self.raw(("HTTP/1.1 307 Elsewhere\r\nLocation: http://127.0.0.1:1/?key=%s\r\n"
+                             "Content-Length: 0\r\n\r\n" % secret).encode())
+        if where.isdigit():
+            body = json.dumps({"error": {"message": "not with " + secret}})
+        status = int(where) if where.isdigit() else 200
+        reason = secret if where == "reason" else "OK"
+        head = "HTTP/1.1 %d %s\r\n" % (status, reason)
+        if where == "headers":
+            head += "X-Secret: %s\r\nSet-Cookie: s=%s\r\nx-request-id: %s\r\nRetry-After: %s\r\n" % ((secret,) * 4)
+        charset = "; charset=" + secret if where == "type" else ""
+        if not self.body.get("stream") or where in ("body",) or status != 200:
+            head += "Content-Type: application/json%s\r\nContent-Length: %d\r\n\r\n" % (charset, len(body))
+            return self.raw((head + body).encode())
+        prefix = {"comment": ": %s\n\n" % secret, "name": "event: %s\n" % secret, "id": "id: %s\n" % secret,
+                  "later": 'data: {"choices":[{"delta":{"content":"ok "}}]}\n\ndata: {"leak":"%s"}\n\n' % secret,
+                  "not-json": "data: %s\n\n" % secret}.get(where, "")
+        end = "data: {\"error\":\"%s\"}\n\n" % secret if where == "end" else "data: [DONE]\n\n"
+        self.raw((head + "Content-Type: text/event-stream%s\r\n\r\n" % charset).encode(),
+                 (prefix + "data: " + chunk + "\n\n" + end).encode())
+
     MODELS = {
         "ok": ok, "at-once": at_once, "slow": slow, "long-stream": long_stream, "silent-stream": silent_stream,
         "dies": dies, "no-done": no_done, "cut": cut, "hang": hang, "stuck": hang, "garbage": garbage,
@@ -375,6 +404,7 @@ class Handler(BaseHTTPRequestHandler):
         "endless-event": endless_event, "early-hints": early_hints, "http-1-0": http_1_0, "odd-stream": odd_stream,
         "commented-stream": commented_stream, "comments": comments, "dribble": dribble,
         "breaks": breaks, "early-usage": early_usage, "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
+        "leak": leak,
     }
 
     def do_POST(self):

@@ -66,6 +66,7 @@ typedef struct Transfer
 	int64_t started; /* clock_us() */
 	int64_t done_at;
 	int64_t forwarded_at; /* the last event was, or a ping was sent */
+	int64_t heard_at;	  /* the upstream got on with it: bytes moved, of a stream whole events */
 } Transfer;
 
 /*
@@ -246,6 +247,7 @@ on_body(char *bytes, size_t size, size_t length, void *argument)
 	{
 		transfer->kind = is_event_stream(transfer) ? BODY_EVENTS : BODY_PLAIN;
 		transfer->call->latency = clock_us() - transfer->started;
+		transfer->heard_at = clock_ms();
 	}
 
 	if (transfer->kind == BODY_PLAIN)
@@ -265,6 +267,7 @@ on_body(char *bytes, size_t size, size_t length, void *argument)
 	}
 	while (sse_next(&transfer->events, &event))
 	{
+		transfer->heard_at = clock_ms();
 		if (!on_event(transfer, &event))
 			return 0;
 	}
@@ -339,7 +342,7 @@ set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
 	return curl_easy_setopt(easy, CURLOPT_SSL_CTX_FUNCTION, trust_authorities) == CURLE_OK;
 }
 
-/* Bytes sent and received so far: while it grows, the upstream is not silent. */
+/* Bytes sent and received so far. */
 static curl_off_t
 bytes_moved(CURL *easy)
 {
@@ -355,9 +358,9 @@ bytes_moved(CURL *easy)
 
 /* When something is to be done though nothing comes. */
 static int64_t
-next_deadline(const Transfer *transfer, int64_t last_move)
+next_deadline(const Transfer *transfer)
 {
-	int64_t deadline = last_move + transfer->call->timeout;
+	int64_t deadline = transfer->heard_at + transfer->call->timeout;
 	int64_t next_ping = transfer->forwarded_at + config.ping_interval;
 
 	if (transfer->done)
@@ -369,13 +372,13 @@ next_deadline(const Transfer *transfer, int64_t last_move)
 
 /* Does it; false when the transfer is to end. */
 static bool
-at_deadline(Transfer *transfer, int64_t last_move)
+at_deadline(Transfer *transfer)
 {
 	if (transfer->done)
 		return false;
 	if (clock_remaining(transfer->call->deadline) == 0)
 		return stop(transfer, STOP_LIMIT, "it took longer than REGPILOT_MAX_DURATION");
-	if (clock_remaining(last_move + transfer->call->timeout) == 0)
+	if (clock_remaining(transfer->heard_at + transfer->call->timeout) == 0)
 		return stop(transfer, STOP_SILENCE, "no answer in time");
 	return ping(transfer);
 }
@@ -386,10 +389,10 @@ run(CURLM *multi, Transfer *transfer)
 {
 	struct curl_waitfd client = {.fd = transfer->call->client, .events = CURL_WAIT_POLLIN};
 	unsigned int watched = transfer->call->client >= 0;
-	int64_t last_move = clock_ms();
 	curl_off_t moved = 0;
 	int running;
 
+	transfer->heard_at = clock_ms();
 	for (;;)
 	{
 		curl_off_t now_moved;
@@ -409,12 +412,14 @@ run(CURLM *multi, Transfer *transfer)
 		if (now_moved != moved)
 		{
 			moved = now_moved;
-			last_move = clock_ms();
+			/* Of a stream, bytes alone may go on for ever and come to nothing. */
+			if (transfer->kind != BODY_EVENTS)
+				transfer->heard_at = clock_ms();
 		}
-		deadline = next_deadline(transfer, last_move);
+		deadline = next_deadline(transfer);
 		if (clock_remaining(deadline) == 0)
 		{
-			if (!at_deadline(transfer, last_move))
+			if (!at_deadline(transfer))
 				return CURLE_OK;
 			continue;
 		}

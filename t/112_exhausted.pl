@@ -187,12 +187,12 @@ restart({});
 $_->{process}->finish foreach @streams;
 set_limit('--nproc=1:');
 @streams = start_streams(2, 'silent-stream');
-$seen = $site->in_parallel(12, sub { return { verify() => 1 } });
-is_deeply($seen, { 200 => 12 }, 'no more threads: others are served by those that there are');
+$seen = $site->in_parallel(4, sub { return { verify() => 1 } });
+is_deeply($seen, { 200 => 4 }, 'no more threads: others are served by those that there are');
 push @streams, start_streams(1, 'silent-stream');
 $cpu = cpu_time();
-$seen = meanwhile(6, sub { sleep 2; end_streams($streams[0]) });
-is_deeply($seen, { 200 => 6 }, 'no more threads, all in a stream: others wait');
+$seen = meanwhile(3, sub { sleep 2; end_streams($streams[0]) });
+is_deeply($seen, { 200 => 3 }, 'no more threads, all in a stream: others wait');
 cmp_ok(cpu_time() - $cpu, '<', 1, 'and the responder has been idle meanwhile');
 end_streams(@streams);
 

@@ -68,6 +68,6 @@ run_tap()
 	as_runner $suite_environment $(env | grep '^REGPILOT_TEST_' || :) \
 		PATH="$bin:$PATH" PG_CONFIG="$pg_config" TMPDIR="$work/tmp" TESTDIR="$work/tap" \
 		PG_REGRESS="$pgxs/src/test/regress/pg_regress" PERL5LIB="$pgxs/src/test/perl" \
-		sh -c 'mkdir "$TESTDIR" && exec prove "$@"' sh --timer "$@" || return
+		sh -c 'mkdir "$TESTDIR" && exec prove "$@"' sh --timer --jobs "$(nproc)" "$@" || return
 	! grep -r 'TRAP: ' "$work/tap"
 }

@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 use lib 't/lib';
+use File::Copy ();
 use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use RegPilot::Test;
@@ -10,7 +11,9 @@ use Test::More;
 
 my $site = RegPilot::Test->new;
 my ($key_id, $key) = $site->create_key;
-my $binary = $site->responder_binary;
+# a copy of our own, by which its processes are known
+my $binary = "$site->{dir}/regpilot-fcgi";
+File::Copy::copy($site->responder_binary, $binary) && chmod 0755, $binary or die "copy: $!";
 my $socket = $site->responder_socket;
 
 sub run

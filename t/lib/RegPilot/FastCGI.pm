@@ -13,6 +13,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use IO::Poll qw(POLLHUP);
 use IO::Select;
 use IO::Socket::UNIX;
 use JSON::PP ();
@@ -121,6 +122,16 @@ sub send
 # We send no more, or are not there any more.
 sub end { return shutdown($_[0]{socket}, SHUT_WR) }
 sub close { return CORE::close($_[0]{socket}) }
+
+# Whether the peer has closed the connection, whatever is still to be read from it.
+sub is_closed
+{
+	my ($self) = @_;
+	my $poll = IO::Poll->new;
+	$poll->mask($self->{socket} => POLLHUP);
+	$poll->poll(0);
+	return $poll->events($self->{socket}) & POLLHUP;
+}
 
 # The next record: { type, id, content }; nothing when the responder has closed the connection.
 sub receive

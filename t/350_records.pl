@@ -47,7 +47,11 @@ sub ask
 }
 
 sub held { my @held = glob "/proc/$responder/$_[0]/*"; return scalar @held }
-my ($threads, $descriptors);
+
+# Connections that it has, accepted or not; those of nginx are among them.
+my $socket = $site->responder_socket;
+sub connections { return scalar grep { / 03 +\d+ \Q$socket\E$/ } split /\n/, slurp_file('/proc/net/unix') }
+my $expected;
 
 # The responder is as it was, and answers.
 sub unharmed
@@ -58,13 +62,13 @@ sub unharmed
 	my $answer = ask(request(1, chat($body, HTTP_X_API_KEY => $key), $body))->answer;
 	my $text = $answer && $answer->{status} == 200 ? $answer->{json}{choices}[0]{message}{content} : '';
 	my $whose = ask(request(1, verify($key)))->answer;
-	my $left = eval { wait_until('what it held', sub { held('fd') <= $descriptors && held('task') <= $threads }, 30) };
-	ok( $text eq $mark && $whose && ($whose->{json}{key_id} // '') eq $key_id && $left, "$what: unharmed")
-	  or diag("text \"$text\", descriptors ", held('fd'), " of $descriptors, threads ", held('task'), " of $threads");
+	my $left = eval { wait_until('no connection', sub { connections() <= $expected }, 30) };
+	ok($text eq $mark && $whose && ($whose->{json}{key_id} // '') eq $key_id && $left, "$what: unharmed")
+	  or diag("text \"$text\", connections: ", connections(), " of $expected");
 	return;
 }
 
-# The connection was closed with nothing but management records before.
+# The connection is closed with no answer, but to management records.
 sub is_dropped
 {
 	my ($connection, $what) = @_;
@@ -73,26 +77,27 @@ sub is_dropped
 	return;
 }
 
-# --- many that say nothing; there will not be as many threads again
-
-my @silent = map { RegPilot::FastCGI->new($site) } 1 .. 200;
 my $body = message('hello');
 my $answer = ask(request(1, chat($body), $body))->answer;
-is($answer->{json}{choices}[0]{message}{content}, 'hello', '200 silent connections: another one is served');
+is($answer->{json}{choices}[0]{message}{content}, 'hello', 'a request as it should be');
 wait_until('both connections to the database',
 	sub { $site->sql(q{SELECT count(*) FROM pg_stat_activity WHERE usename = 'regpilot_gateway'}) == 2 });
-wait_until('all to be accepted', sub { held('task') > 200 });
-my $open = held('fd');
+my ($threads, $descriptors) = (held('task'), held('fd'));
+$expected = connections();
+
+# --- many that say nothing, and one that never reads its answer; the end of that comes last
+
+my @silent = map { RegPilot::FastCGI->new($site) } 1 .. 200;
+$answer = ask(request(1, chat($body), $body))->answer;
+is($answer->{json}{choices}[0]{message}{content}, 'hello', '200 silent connections: another one is served');
+wait_until('all to have a thread', sub { held('task') > 200 });
 $_->close foreach @silent;
-wait_until('them to be gone', sub { held('fd') <= $open - 200 });
-($threads, $descriptors) = (held('task'), held('fd'));
 unharmed('200 silent connections');
 
-# A peer that never reads its answer is waited for; the end of that comes last.
 my $big = $json->encode({ stream => JSON::PP::true, messages => [ { role => 'user', content => 'x ' x 100_000 } ] });
 my $never_reads = ask(request(1, chat($big), $big));
 my $never_reads_since = time;
-$descriptors++;
+$expected++;
 unharmed('an answer that is never read');
 
 # --- as web servers do it, but at its edges
@@ -336,15 +341,16 @@ unharmed('roles');
 
 # --- the end of it
 
-$descriptors--;
-my $left = eval { wait_until('the connection to be given up', sub { $never_reads->is_closed }, 90) };
-ok($left, 'an answer that is never read is given up');
+$expected--;
+ok(eval { wait_until('the connection to be given up', sub { $never_reads->is_closed }, 90) }, 'an answer that is never read is given up');
 cmp_ok(time - $never_reads_since, '>', 20, 'but not at once');
 $never_reads->close;
 unharmed('all of that');
+ok(eval { wait_until('threads to end', sub { held('task') <= $threads && held('fd') <= $descriptors }, 60) },
+	'no thread and no descriptor is left of it')
+  or diag('threads: ', held('task'), " of $threads, descriptors: ", held('fd'), " of $descriptors");
 
-is($site->responder_pid, $responder, 'the responder was never started anew');
-is(waitpid($responder, POSIX::WNOHANG()), 0, 'and is the process that it was');
+is(waitpid($responder, POSIX::WNOHANG()), 0, 'the responder is the process that it was');
 is($site->end_responder('TERM'), 0, 'it ends in peace');
 $sanitizer->finish;
 foreach my $secret ($key, $hostile)

@@ -11,6 +11,7 @@
 #include <jansson.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -138,6 +139,8 @@ log_start(void)
 {
 	pthread_condattr_t monotonic;
 	pthread_attr_t detached;
+	sigset_t all;
+	sigset_t before;
 	pthread_t thread;
 	int error;
 
@@ -147,7 +150,10 @@ log_start(void)
 	pthread_cond_init(&idle, &monotonic);
 	pthread_attr_init(&detached);
 	pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the main thread */
 	error = pthread_create(&thread, &detached, log_main, NULL);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (error != 0)
 		log_line("could not start the thread of the log: %s", strerror(error));
 	started = error == 0;

@@ -80,11 +80,10 @@ main(int argc, char **argv)
 
 	if (!config_read(argv) || !authorizer_init())
 		return EXIT_BAD_SETTING;
-	forbid_cores();
-	if (!server_init() || !log_start() || !relay_init())
+	if (!log_start())
 		return EXIT_FAILURE;
-	listener = listener_open();
-	if (listener < 0 || !recorder_start())
+	forbid_cores();
+	if (!server_init() || !relay_init() || (listener = listener_open()) < 0 || !recorder_start())
 	{
 		log_stop();
 		return EXIT_FAILURE;

@@ -36,7 +36,7 @@ sub restart
 {
 	my ($env, $log, @command) = @_;
 	is($site->end_responder('TERM'), 0, 'the responder ends') if $site->responder_pid;
-	$site->{env} = { REGPILOT_SHUTDOWN_GRACE => 2000, %$env };
+	$site->{env} = { REGPILOT_SHUTDOWN_GRACE => 1000, %$env };
 	$site->{responder} = $site->spawn($log // $site->{responder_log}, $site->responder_env, @command, $site->responder_binary);
 	wait_until('the responder', sub { $site->get('/healthz')->{status} == 200 }, 20);
 	$site->wait_for_verdicts;
@@ -122,6 +122,21 @@ foreach my $case ([ '/dev/full', 'a full disk' ], [ $pipe, 'a pipe that nobody r
 	cmp_ok(time - $start, '<', 15, "$what: as soon as it should");
 	end_streams(@streams);
 }
+
+# It starts all the same. A thread that goes on after all time is up has something to log while the end of the log is
+# waited for.
+restart({ REGPILOT_DATABASE_TIMEOUT => 2500, REGPILOT_SHUTDOWN_GRACE => 0 }, $pipe);
+my $session = $site->node->background_psql('regpilot', on_error_stop => 1);
+$session->query_safe('BEGIN; LOCK TABLE regpilot.api_key');
+my $client = IPC::Run::start([ 'curl', '--silent', '--header', "X-API-Key: $key", $site->url . '/api/auth/verify' ],
+	'<', \undef, '>', \my $out);
+$site->node->poll_query_until('regpilot', q{SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'});
+my $start = time;
+is($site->end_responder('TERM'), 0, 'a late line for a pipe that nobody reads: it ends');
+cmp_ok(time - $start, '<', 15, 'a late line for a pipe that nobody reads: as soon as it should');
+$client->finish;
+$session->query_safe('COMMIT');
+$session->quit;
 close $reader;
 restart({});
 is(metric('regpilot_log_lines_lost_total'), 0, 'with room again no line is lost');

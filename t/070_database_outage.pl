@@ -1,10 +1,9 @@
 # The database goes away and comes back: 503 meanwhile, soon and never 401, and
-# the responder does not need a restart.
+# the responder does not need a restart. Under load, see t/107.
 
 use strict;
 use warnings;
 use lib 't/lib';
-use HTTP::Tiny;
 use RegPilot::Test;
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -77,48 +76,6 @@ unavailable('table locked');
 $psql->query_safe('COMMIT');
 answers_again('table unlocked');
 $psql->quit;
-
-# the same with clients at work all the time
-foreach my $mode (qw(fast immediate))
-{
-	my $site_seconds = 6;
-	my $stopper = fork // die "fork: $!";
-	if ($stopper == 0)
-	{
-		# pg_ctl by hand: the node's state belongs to the parent
-		sleep 1;
-		system('pg_ctl', '--pgdata', $node->data_dir, '--mode', $mode, 'stop');
-		sleep 2;
-		system('pg_ctl', '--pgdata', $node->data_dir, '--log', $node->logfile, 'start');
-		POSIX::_exit(0);
-	}
-	my $seen = $site->in_parallel(
-		8,
-		sub {
-			my $http = HTTP::Tiny->new;
-			my $end = time + $site_seconds;
-			my %count;
-			while (time < $end)
-			{
-				my $start = time;
-				my $status =
-				  $http->get($site->url . '/api/auth/verify', { headers => { 'X-API-Key' => $key } })->{status};
-				$count{$status}++;
-				$count{late}++ if time - $start >= 2;
-				$count{'200 at the end'} |= 1 if $status == 200 && time > $end - 1;
-				sleep 0.01 if $status != 200;
-			}
-			return \%count;
-		});
-	waitpid $stopper, 0;
-	my $note = join ', ', map { "$_: $seen->{$_}" } sort keys %$seen;
-	is(delete $seen->{'200 at the end'}, 8, "under load ($mode): all clients are served again ($note)");
-	ok(delete $seen->{200}, "under load ($mode): some calls passed");
-	ok(delete $seen->{503}, "under load ($mode): some got 503");
-	is_deeply($seen, {}, "under load ($mode): nothing else, and nothing late");
-	# let the node find its new postmaster
-	$node->_update_pid(1);
-}
 
 is($site->responder_pid, $responder, 'the responder was never started anew');
 is(waitpid($responder, POSIX::WNOHANG()), 0, 'and is the process that it was');

@@ -359,7 +359,7 @@ sub odd_requests
 	}
 	like(exchange("GET http://x$verify HTTP/1.1\r\nHost: x\r\nX-API-Key: $key\r\nConnection: close\r\n\r\n"),
 		qr{^HTTP/1\.1 200 }, 'a whole URL in the request line');
-	like(exchange("\x16\x03\x01\x02\x00\x01\r\n\r\n"), $differs{malformed} // qr{^HTTP/1\.[01] 400 .*"code":"BAD_REQUEST"}s, 'no HTTP');
+	like(exchange("\x16\x03\x01\x02\x00\x01" x 10 . "\r\n\r\n"), $differs{malformed} // qr{^HTTP/1\.[01] 400 .*"code":"BAD_REQUEST"}s, 'no HTTP');
 
 	my $answer = answered($site->curl($verify, '--head', '--header', "X-API-Key: $key"), 405, 'HEAD');
 	is($answer->{body}, '', 'HEAD: no body');

@@ -342,6 +342,7 @@ sub start_web_server
 	{
 		my $text = $self->fill(slurp_file("fcgi/deploy/$file"));
 		$text =~ s/keepalive \K\d+;/$self->{keepalive};/ if $self->{keepalive};
+		$text =~ s/#(?=request_buffers)// if $file eq 'Caddyfile' && `/usr/bin/caddy version` !~ /^v?2\.[0-6]\./;
 		mkdir "$dir/$1" if $file =~ m{(.*)/};
 		unlink "$dir/$file";
 		append_to_file("$dir/$file", $text);

@@ -9,6 +9,7 @@
 #include "../credentials.h"
 
 #include <ctype.h>
+#include <regex.h>
 
 #define ABSENT "-"
 
@@ -76,6 +77,20 @@ expected_key(const char *const values[CREDENTIAL_HEADERS], const char **key)
 	return 0;
 }
 
+/* A key of our own making, wherever in a text. */
+static bool
+expect_within(const char *text)
+{
+	static regex_t key;
+	static bool compiled;
+
+	if (!compiled)
+		CHECK(regcomp(&key, "sk_((dev|staging|prod|ci)_)?[0-9a-z]{32}", REG_EXTENDED | REG_NOSUB) ==
+			  0);
+	compiled = true;
+	return regexec(&key, text, 0, NULL, 0) == 0;
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
 {
@@ -105,6 +120,9 @@ LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
 		CHECK(found.key == expected);
 		CHECK(found.length == expected_length);
 	}
+
+	if (values[0] != NULL)
+		CHECK(credentials_within(values[0]) == expect_within(values[0]));
 
 	for (int i = 0; i < CREDENTIAL_HEADERS; i++)
 		free(copies[i]);

@@ -13,6 +13,7 @@ use strict;
 use warnings;
 
 use Cwd qw(getcwd);
+use Fcntl qw(LOCK_EX);
 use IPC::Run ();
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -24,6 +25,10 @@ sub new
 	my ($class, $kind) = @_;
 	my $name = $kind =~ tr/,/-/r;
 	my $build = "build/$name";
+
+	# tests run side by side
+	open my $lock, '>', "fcgi/build/$name.lock" or die "lock: $!";
+	flock $lock, LOCK_EX or die "lock: $!";
 	system('make', '--silent', '-j2', '-C', 'fcgi', "BUILD=$build", "SANITIZE=$kind") == 0
 	  or die 'the responder could not be built';
 	my ($test) = $0 =~ m{([^/]+)\.pl$};

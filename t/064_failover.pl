@@ -97,7 +97,11 @@ foreach my $fault (@faults, 'endless-event')
 is(call('hints'), '200 second/early-hints', 'interim answers are passed over');
 is(call('old'), '200 second/http-1-0', 'HTTP/1.0 will do');
 my ($peak) = slurp_file('/proc/' . $site->responder_pid . '/status') =~ /^VmHWM:\s+(\d+) kB$/m;
-cmp_ok($peak, '<', 200_000, 'and none of it fills the memory');
+SKIP:
+{
+	skip 'a sanitizer has memory of its own', 1 if $ENV{REGPILOT_TEST_RESPONDER};
+	cmp_ok($peak, '<', 200_000, 'and none of it fills the memory');
+}
 
 # --- passed over for a while
 

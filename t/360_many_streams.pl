@@ -75,8 +75,12 @@ cmp_ok($verified{200}, '>', 1, 'more than once');
 
 my @rounds = map { finish_streams(start_streams($streams, 6, 500)) } 1 .. 4;
 is_deeply([ map { [ @$_{qw(open whole)} ] } @rounds ], [ ([ $streams, $streams ]) x 4 ], 'four more rounds: all are whole');
-cmp_ok($rounds[-1]{memory}, '<', 1.2 * $rounds[0]{memory}, 'they take no more memory each time')
-  or diag(join ' ', map { $_->{memory} } @rounds);
+SKIP:
+{
+	skip 'a sanitizer has memory of its own', 1 if $ENV{REGPILOT_TEST_RESPONDER};
+	cmp_ok($rounds[-1]{memory}, '<', 1.2 * $rounds[0]{memory}, 'they take no more memory each time')
+	  or diag(join ' ', map { $_->{memory} } @rounds);
+}
 cmp_ok($rounds[-1]{files}, '<=', 1.1 * $rounds[0]{files}, 'nor descriptors');
 
 # --- what is left: a thread for each connection that nginx keeps, and those that always are

@@ -155,7 +155,15 @@ $other->append_conf('postgresql.conf', <<~CONF);
 $other->start;
 my $errors = run_ok('psql, of the whole server', 'psql', '-X', '-q', '-d', $other->connstr('postgres'), '-f', "$dir/all.sql");
 is(join("\n", grep { !/role "\S+" already exists/ } $errors =~ /ERROR.*/g), '', 'without an error but that its superuser is there');
-is_deeply(contents($other, 'regpilot'), $before, 'another server: all is as it was');
+my $restored = contents($other, 'regpilot');
+if ($restored->{usage_journal} eq '')
+{
+	# The worker has added what is in the journal to the totals already.
+	like($restored->{key_usage}, qr/^\Q$id{moved}\E\tci\t1\t0\t2\t3\t/m, 'another server: the journal has gone on');
+	$restored->{usage_journal} = $before->{usage_journal};
+	$restored->{$_} = join "\n", grep { !/^\Q$id{moved}\E\t/ } split /\n/, $restored->{$_} foreach qw(key_usage usage_history);
+}
+is_deeply($restored, $before, 'another server: all is as it was');
 
 # --- and works
 

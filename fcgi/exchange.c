@@ -153,24 +153,34 @@ exchange_answer(Exchange *exchange, Buffer *head, const char *type, const Buffer
 }
 
 void
-exchange_answer_json(Exchange *exchange, json_t *value)
+exchange_answer_text(Exchange *exchange, const char *type, const Buffer *body)
 {
-	char *text = json_dumps(value, JSON_COMPACT);
 	Buffer head;
-	Buffer body;
 
-	json_decref(value);
-	if (text == NULL)
+	if (body->failed)
 	{
 		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
 		return;
 	}
-	buffer_init(&body, SIZE_MAX / 2);
-	buffer_append_string(&body, text);
-	free(text);
 	exchange->status = 200;
 	exchange_begin_head(exchange, exchange->status, &head);
-	exchange_answer(exchange, &head, "application/json", &body);
+	exchange_answer(exchange, &head, type, body);
+}
+
+void
+exchange_answer_json(Exchange *exchange, json_t *value)
+{
+	char *text = json_dumps(value, JSON_COMPACT);
+	Buffer body;
+
+	json_decref(value);
+	buffer_init(&body, SIZE_MAX / 2);
+	if (text != NULL)
+		buffer_append_string(&body, text);
+	else
+		body.failed = true;
+	free(text);
+	exchange_answer_text(exchange, "application/json", &body);
 	buffer_free(&body);
 }
 

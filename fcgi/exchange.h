@@ -65,6 +65,9 @@ extern void exchange_begin_head(const Exchange *exchange, int status, Buffer *he
 /* Ends and frees the head, and sends it with a body. type NULL: no body. */
 extern void exchange_answer(Exchange *exchange, Buffer *head, const char *type, const Buffer *body);
 
+/* Sends a body that was made here, with status 200. One that failed: refused as our own fault. */
+extern void exchange_answer_text(Exchange *exchange, const char *type, const Buffer *body);
+
 /* Sends a JSON value with status 200; takes the value over. NULL: refused as our own fault. */
 extern void exchange_answer_json(Exchange *exchange, json_t *value);
 

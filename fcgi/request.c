@@ -56,7 +56,6 @@ static void request_metrics(Buffer *out);
 static void
 serve_metrics(Exchange *exchange)
 {
-	Buffer head;
 	Buffer body;
 
 	buffer_init(&body, BODY_MAX);
@@ -68,14 +67,7 @@ serve_metrics(Exchange *exchange)
 	server_metrics(&body);
 	metrics_single(&body, "regpilot_log_lines_lost_total", "counter",
 				   "Lines of log that could not be written.", log_lost());
-	if (body.failed)
-		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
-	else
-	{
-		exchange->status = 200;
-		exchange_begin_head(exchange, exchange->status, &head);
-		exchange_answer(exchange, &head, "text/plain; version=0.0.4; charset=utf-8", &body);
-	}
+	exchange_answer_text(exchange, "text/plain; version=0.0.4; charset=utf-8", &body);
 	buffer_free(&body);
 }
 
@@ -100,7 +92,6 @@ static void
 serve_verify(Exchange *exchange)
 {
 	const Authorization *a = &exchange->authorization;
-	Buffer head;
 	Buffer body;
 
 	buffer_init(&body, BODY_MAX);
@@ -124,14 +115,7 @@ serve_verify(Exchange *exchange)
 	buffer_append_string(&body, ",");
 	append_limit(&body, "reset", a->has_limit && a->has_reset, a->reset);
 	buffer_append_string(&body, "}}");
-	if (body.failed)
-		exchange_refuse(exchange, REFUSAL_INTERNAL_ERROR);
-	else
-	{
-		exchange->status = 200;
-		exchange_begin_head(exchange, exchange->status, &head);
-		exchange_answer(exchange, &head, "application/json", &body);
-	}
+	exchange_answer_text(exchange, "application/json", &body);
 	buffer_free(&body);
 }
 

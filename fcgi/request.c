@@ -199,7 +199,7 @@ request_metrics(Buffer *out)
 	metrics_histogram(out, "regpilot_first_byte_seconds", "", &first_bytes);
 }
 
-/* Names come from tables; none of it is what a client sent, but the method if it is one that we serve. */
+/* None of it is what a client sent, but for the name of a model, which is no key (see gateway.c). */
 static void
 log_request(const Exchange *exchange, const Endpoint *endpoint)
 {

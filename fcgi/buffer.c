@@ -70,6 +70,21 @@ buffer_append_string(Buffer *buffer, const char *string)
 }
 
 bool
+buffer_append_integer(Buffer *buffer, int64_t value)
+{
+	char digits[20];
+	char *first = digits + sizeof(digits);
+	uint64_t rest = value < 0 ? -(uint64_t) value : (uint64_t) value;
+
+	do
+		*--first = (char) ('0' + rest % 10);
+	while ((rest /= 10) > 0);
+	if (value < 0)
+		*--first = '-';
+	return buffer_append(buffer, first, (size_t) (digits + sizeof(digits) - first));
+}
+
+bool
 buffer_printf(Buffer *buffer, const char *format, ...)
 {
 	va_list arguments;

@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct Buffer
 {
@@ -30,6 +31,7 @@ extern char *buffer_reserve(Buffer *buffer, size_t more);
 /* These return whether the buffer is still sound. */
 extern bool buffer_append(Buffer *buffer, const void *bytes, size_t length);
 extern bool buffer_append_string(Buffer *buffer, const char *string);
+extern bool buffer_append_integer(Buffer *buffer, int64_t value);
 extern bool buffer_printf(Buffer *buffer, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
 

@@ -4,7 +4,6 @@
  */
 #include "reply.h"
 
-#include <inttypes.h>
 #include <string.h>
 
 static const struct
@@ -145,13 +144,20 @@ reason(int status)
 void
 reply_status(Buffer *head, int status)
 {
-	buffer_printf(head, "Status: %d %s\r\n", status, reason(status));
+	buffer_append_string(head, "Status: ");
+	buffer_append_integer(head, status);
+	buffer_append(head, " ", 1);
+	buffer_append_string(head, reason(status));
+	buffer_append(head, "\r\n", 2);
 }
 
 void
 reply_number(Buffer *head, const char *name, int64_t value)
 {
-	buffer_printf(head, "%s: %" PRId64 "\r\n", name, value);
+	buffer_append_string(head, name);
+	buffer_append(head, ": ", 2);
+	buffer_append_integer(head, value);
+	buffer_append(head, "\r\n", 2);
 }
 
 void
@@ -159,7 +165,8 @@ reply_header(Buffer *head, const char *name, const char *value)
 {
 	size_t from;
 
-	buffer_printf(head, "%s: ", name);
+	buffer_append_string(head, name);
+	buffer_append(head, ": ", 2);
 	from = head->length;
 	if (!buffer_append_string(head, value))
 		return;

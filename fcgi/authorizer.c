@@ -2,21 +2,20 @@
  * authorizer.c
  *	  Asks the database whether a key may pass.
  *
- * Group authorisation: a thread puts its question in the queue. If nobody
+ * Group authorisation: a task puts its question in the queue. If nobody
  * leads, it becomes the leader: it takes what is queued, asks the database
  * about all of it in one call, hands out the answers, and passes leadership on.
  * Under load the questions that come in during one call form the next.
  *
  * Leadership goes to the newest question in the queue, whose time runs out
  * last. So a call is given up, and the connection with it, only when the time
- * of all that it was made for is up; and each thread leaves when its own is,
+ * of all that it was made for is up; and each task leaves when its own is,
  * even while a leader still asks on its behalf.
  *
  * Locking: "lock" protects the queue, led, and the fields of a Question that
- * say so. What belongs to the leader (call and database) is used by one thread
+ * say so. What belongs to the leader (call and database) is used by one task
  * at a time without the lock; the lock is taken in between, when leadership
- * changes. A thread that waits is woken by its semaphore, once, after the lock
- * has been released: so those woken do not queue up for the lock.
+ * changes. A task that waits is woken once, after the lock has been released.
  */
 #include "authorizer.h"
 #include "array.h"
@@ -27,11 +26,9 @@
 #include "log.h"
 #include "metrics.h"
 #include "routes.h"
+#include "task.h"
 
-#include <errno.h>
 #include <pthread.h>
-#include <sched.h>
-#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
@@ -47,12 +44,12 @@
 typedef enum QuestionState
 {
 	QUESTION_QUEUED,   /* in the queue */
-	QUESTION_CHOSEN,   /* in the queue, and its thread is to lead; wake is posted */
+	QUESTION_CHOSEN,   /* in the queue, and its task is to lead; that is woken */
 	QUESTION_CALLED,   /* in call.question[slot] */
-	QUESTION_ANSWERED, /* answer is filled in; wake is posted */
+	QUESTION_ANSWERED, /* answer is filled in; its task is woken */
 } QuestionState;
 
-/* Lives on the stack of the thread that asks. */
+/* Lives on the stack of the task that asks. */
 typedef struct Question
 {
 	const char *key;
@@ -60,9 +57,9 @@ typedef struct Question
 	const char *permission;
 	const char *environment;
 	int64_t deadline;
-	sem_t wake;
+	Task *task;
 
-	/* written under lock; atomic, since its thread reads it without, once woken */
+	/* written under lock; atomic, since its task reads it without, once woken */
 	_Atomic QuestionState state;
 
 	/* protected by lock */
@@ -322,11 +319,30 @@ routes_changed(void)
 	return changed || (!database.listening && clock_ms() - database.routes_read >= ROUTES_INTERVAL);
 }
 
+/* An attempt to connect. */
+typedef struct Attempt
+{
+	int64_t deadline;
+	char *error;
+	PGconn *connection;
+} Attempt;
+
+static void
+connect_database(void *argument)
+{
+	Attempt *attempt = argument;
+
+	attempt->connection =
+		database_connect(config.database, "regpilot-fcgi authorizer", config.database_timeout,
+						 attempt->deadline, attempt->error);
+}
+
 /* Sees to it that there is a connection that works, as far as we know. */
 static bool
 ensure_connection(int64_t deadline)
 {
 	char error[DATABASE_ERROR_SIZE];
+	Attempt attempt = {.deadline = deadline, .error = error};
 
 	/* A connection that died while idle, say by a restart, has failed nobody yet. */
 	if (database.connection != NULL && !database_alive(database.connection))
@@ -344,8 +360,8 @@ ensure_connection(int64_t deadline)
 
 	if (clock_ms() < database.retry_at)
 		return false;
-	database.connection = database_connect(config.database, "regpilot-fcgi authorizer",
-										   config.database_timeout, deadline, error);
+	task_call(connect_database, &attempt); /* libpq looks names up, which may take long */
+	database.connection = attempt.connection;
 	if (database.connection != NULL && listen_for_routes(deadline, error) &&
 		prepare(deadline, error) && read_routes(deadline, error))
 		return true;
@@ -363,7 +379,7 @@ ensure_connection(int64_t deadline)
 
 /*
  * Takes questions from the queue into the call. Their keys are copied here,
- * under the lock, since a thread that leaves takes its key with it.
+ * under the lock, since a task that leaves takes its key with it.
  */
 static void
 take_questions(void)
@@ -616,7 +632,7 @@ make_call(int64_t deadline)
 static bool
 lead(Question *self)
 {
-	Question *woken[CALL_MAX + 1];
+	Task *woken[CALL_MAX + 1];
 	Question *next;
 	int count = 0;
 	bool answered;
@@ -629,10 +645,10 @@ lead(Question *self)
 		for (int i = 0; i < CALL_MAX; i++)
 			call.answer[i].verdict = VERDICT_UNAVAILABLE;
 		/*
-		 * Threads that are ready to run may have questions too. It costs nothing when
-		 * there are none, and makes calls twice as large under load.
+		 * Tasks that are ready to run may have questions too. It costs nothing when
+		 * there are none, and makes calls larger under load.
 		 */
-		sched_yield();
+		task_yield();
 		take_questions(); /* only now: some may have come while we connected */
 		if (connected)
 			make_call(self->deadline);
@@ -650,7 +666,7 @@ lead(Question *self)
 		*question->answer = call.answer[i];
 		question->state = QUESTION_ANSWERED;
 		if (question != self)
-			woken[count++] = question;
+			woken[count++] = question->task;
 	}
 
 	/* Not among those called: its time was up, or there were too many. */
@@ -670,13 +686,13 @@ lead(Question *self)
 	if (next != NULL)
 	{
 		next->state = QUESTION_CHOSEN;
-		sem_post(&next->wake);
+		woken[count++] = next->task;
 	}
 	pthread_mutex_unlock(&lock);
 
 	/* call belongs to the next leader by now */
 	for (int i = 0; i < count; i++)
-		sem_post(&woken[i]->wake);
+		task_wake(woken[i]);
 	return answered;
 }
 
@@ -684,38 +700,31 @@ lead(Question *self)
 static bool
 wait_for_turn(Question *self)
 {
-	struct timespec deadline = clock_timespec(self->deadline);
 	bool leaves = true;
 
-	while (sem_clockwait(&self->wake, CLOCK_MONOTONIC, &deadline) != 0)
-	{
-		if (errno != ETIMEDOUT)
-			continue;
-
-		pthread_mutex_lock(&lock);
-		switch (self->state)
-		{
-			case QUESTION_QUEUED:
-				TAILQ_REMOVE(&queue, self, link);
-				break;
-			case QUESTION_CALLED:
-				call.question[self->slot] = NULL;
-				break;
-			case QUESTION_CHOSEN:
-			case QUESTION_ANSWERED:
-				leaves = false;
-				break;
-		}
-		pthread_mutex_unlock(&lock);
-		if (leaves)
-			return false;
-
-		/* Woken in this very moment: whoever does it still uses the semaphore. */
-		while (sem_wait(&self->wake) != 0)
-			;
+	if (task_wait(-1, self->deadline) == TASK_WOKEN)
 		return true;
+
+	pthread_mutex_lock(&lock);
+	switch (self->state)
+	{
+		case QUESTION_QUEUED:
+			TAILQ_REMOVE(&queue, self, link);
+			break;
+		case QUESTION_CALLED:
+			call.question[self->slot] = NULL;
+			break;
+		case QUESTION_CHOSEN:
+		case QUESTION_ANSWERED:
+			leaves = false;
+			break;
 	}
-	return true;
+	pthread_mutex_unlock(&lock);
+
+	/* Woken in this very moment: somebody is about to. */
+	if (!leaves)
+		task_wait(-1, INT64_MAX);
+	return !leaves;
 }
 
 void
@@ -728,6 +737,7 @@ authorizer_ask(const char *key, size_t key_length, const char *permission, const
 		.permission = permission,
 		.environment = environment,
 		.deadline = clock_ms() + config.database_timeout,
+		.task = task_self(),
 		.state = QUESTION_QUEUED,
 		.answer = answer,
 	};
@@ -735,7 +745,6 @@ authorizer_ask(const char *key, size_t key_length, const char *permission, const
 	int64_t begun = clock_us();
 
 	answer->verdict = VERDICT_UNAVAILABLE;
-	sem_init(&self.wake, 0, 0);
 
 	pthread_mutex_lock(&lock);
 	TAILQ_INSERT_TAIL(&queue, &self, link);
@@ -755,7 +764,6 @@ authorizer_ask(const char *key, size_t key_length, const char *permission, const
 			break;
 		waiting = true;
 	}
-	sem_destroy(&self.wake);
 	histogram_observe(&waits, clock_us() - begun);
 	verdicts[answer->verdict]++;
 }

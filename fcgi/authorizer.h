@@ -2,7 +2,7 @@
  * authorizer.h
  *	  Asks the database whether a key may pass.
  *
- * All threads share one connection, by group authorisation, which works as
+ * All requests share one connection, by group authorisation, which works as
  * group commit does; see authorizer.c. No verdict is ever kept: a key that is
  * revoked is refused by the next request.
  */
@@ -62,7 +62,7 @@ typedef struct Authorization
 /* False, after a message, when the settings cannot work. Does not need the database. */
 extern bool authorizer_init(void) __attribute__((warn_unused_result));
 
-/* Closes the connection; when no thread asks any more. */
+/* Closes the connection; when nobody asks any more. */
 extern void authorizer_finish(void);
 
 /*

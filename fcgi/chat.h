@@ -37,6 +37,9 @@ typedef struct Usage
 /* The member, or NULL where it is absent or null: clients write both for "not given". */
 extern json_t *chat_member(const json_t *object, const char *name);
 
+/* Bytes of JSON that take milliseconds to read, in which a task's thread does nothing else: see task_call(). */
+#define CHAT_LARGE (256 * 1024)
+
 /* Whether the value is a string that can name a model. */
 extern bool chat_is_model_name(const json_t *value);
 

@@ -176,8 +176,10 @@ static const Setting settings[] = {
 	 .check = check_database},
 	{"REGPILOT_DATABASE_TIMEOUT", "ms to wait for a verdict", NULL, &config.database_timeout, 1,
 	 10 * MINUTES, 1500},
-	{"REGPILOT_MAX_THREADS", "connections served at once", NULL, &config.max_threads, 1, 100000,
-	 4096},
+	{"REGPILOT_THREADS", "threads that serve (0: one for each processor)", NULL, &config.threads, 0,
+	 1000, 0},
+	{"REGPILOT_MAX_CONNECTIONS", "connections of the web server at once", NULL,
+	 &config.max_connections, 1, 100000, 10000},
 	{"REGPILOT_MAX_STREAMS", "answers relayed at once; more are refused", NULL, &config.max_streams,
 	 1, 100000, 100000},
 	{"REGPILOT_MAX_BODY", "bytes of a request's body", NULL, &config.max_body, 1,
@@ -335,8 +337,8 @@ read_secret_file(const char *name, char secret[SECRET_SIZE])
 	return true;
 }
 
-bool
-config_secret(const char *name, char secret[SECRET_SIZE])
+static bool
+find_secret(const char *name, char secret[SECRET_SIZE])
 {
 	const char *value;
 
@@ -379,4 +381,22 @@ config_secret(const char *name, char secret[SECRET_SIZE])
 unusable:
 	log_line("secret \"%s\" is empty, too long or not printable ASCII", name);
 	return false;
+}
+
+char *
+config_secret(const char *name)
+{
+	char secret[SECRET_SIZE];
+	char *copy = find_secret(name, secret) ? strdup(secret) : NULL;
+
+	explicit_bzero(secret, sizeof(secret));
+	return copy;
+}
+
+void
+config_forget_secret(char *secret)
+{
+	if (secret != NULL)
+		explicit_bzero(secret, strlen(secret));
+	free(secret);
 }

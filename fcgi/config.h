@@ -19,7 +19,9 @@ typedef struct Config
 	struct sockaddr_storage address; /* what it means */
 	socklen_t address_length;
 	const char *database;	 /* libpq conninfo */
-	int max_threads;		 /* connections served at once */
+	int threads;			 /* that run tasks */
+	int max_connections;	 /* of the web server at once */
+	int kept_upstreams;		 /* idle connections to upstreams that a thread keeps */
 	int max_streams;		 /* answers relayed at once */
 	int max_body;			 /* bytes */
 	int database_timeout;	 /* ms */
@@ -33,7 +35,7 @@ typedef struct Config
 	const char *secrets_dir; /* NULL: none */
 } Config;
 
-/* Does not change once server_init, which bounds max_threads, has returned. */
+/* Does not change once server_init, which bounds max_connections, has returned. */
 extern Config config;
 
 /*
@@ -51,9 +53,12 @@ extern void config_print_help(FILE *out);
 /*
  * Fetches the credential that an upstream's secret_name stands for, from the
  * environment or else from its file: anew each time, so that a file can be
- * replaced while we run. False, after a message, when there is none.
+ * replaced while we run. The caller gives it to config_forget_secret(). NULL, after
+ * a message, when there is none.
  */
-extern bool config_secret(const char *name, char secret[SECRET_SIZE])
-	__attribute__((warn_unused_result));
+extern char *config_secret(const char *name) __attribute__((warn_unused_result));
+
+/* Overwrites and frees it; NULL: nothing. */
+extern void config_forget_secret(char *secret);
 
 #endif

@@ -5,9 +5,9 @@
 #include "database.h"
 #include "clock.h"
 #include "log.h"
+#include "task.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -31,7 +31,7 @@ wait_ready(PGconn *connection, short events, int64_t deadline)
 	int count;
 
 	do
-		count = poll(&ready, 1, clock_remaining(deadline));
+		count = task_poll(&ready, 1, clock_remaining(deadline));
 	while (count < 0 && errno == EINTR);
 	return count > 0;
 }

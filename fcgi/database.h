@@ -2,7 +2,7 @@
  * database.h
  *	  Connections whose every wait has an end; for authorizer.c and recorder.c.
  *
- * A connection belongs to one thread at a time. Deadlines are moments of
+ * A connection belongs to one task, or thread, at a time. Deadlines are moments of
  * clock_ms(). Errors are described in a text of DATABASE_ERROR_SIZE bytes that
  * may be logged: it comes from the server or from libpq, not from a request.
  */

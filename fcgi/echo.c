@@ -7,8 +7,8 @@
  */
 #include "echo.h"
 #include "embedding.h"
+#include "task.h"
 
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,7 +117,7 @@ forward_chunk(UpstreamCall *call, const char *model, const char *id, json_t *del
 	free(text);
 	forwarded = !event.failed && call->forward(call->context, event.data, event.length);
 	buffer_free(&event);
-	return forwarded && poll(&client, 1, pause) <= 0;
+	return forwarded && task_poll(&client, 1, pause) <= 0;
 }
 
 static UpstreamResult

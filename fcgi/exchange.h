@@ -2,7 +2,7 @@
  * exchange.h
  *	  One request and its answer, as those who serve it see them: no FastCGI.
  *
- * An Exchange belongs to the thread that serves it. Whoever serves it sends one
+ * An Exchange belongs to the task that serves it. Whoever serves it sends one
  * answer: exchange_refuse(), exchange_answer(), or exchange_begin_stream() and then
  * exchange_send() for each piece.
  */
@@ -13,7 +13,6 @@
 #include "buffer.h"
 #include "chat.h"
 #include "credentials.h"
-#include "relay.h"
 #include "reply.h"
 
 #include <stdbool.h>
@@ -25,7 +24,6 @@
 typedef struct Exchange
 {
 	struct Fastcgi *fastcgi;
-	Relay *relay;		   /* the thread's */
 	int client;			   /* readable once the client has gone; -1: not to be watched */
 	char id[33];		   /* x-request-id */
 	Credential credential; /* length 0: none has been looked for, or found */

@@ -4,15 +4,19 @@
  */
 #include "fastcgi.h"
 #include "clock.h"
+#include "task.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+/* ms that a kept connection may be silent: more than a web server keeps one (nginx: 60 s) */
+#define RECEIVE_TIMEOUT 120000
+/* ms that a peer may refuse to take what we send */
+#define SEND_TIMEOUT 30000
 /* ms that a peer may take to go on with a request that has been answered already, and in all */
 #define LINGER_SILENCE 2000
 #define LINGER_MAX 30000
@@ -112,6 +116,16 @@ fail(Fastcgi *connection)
 
 /* ---- bytes ---- */
 
+/* Waits, after a call that has failed, until it may succeed; false: it will not, or not in time. */
+static bool
+wait_for_peer(const Fastcgi *connection, short events, int timeout)
+{
+	struct pollfd peer = {.fd = connection->fd, .events = events};
+
+	return errno == EINTR ||
+		   ((errno == EAGAIN || errno == EWOULDBLOCK) && task_poll(&peer, 1, timeout) > 0);
+}
+
 /* Sends all of the pieces, which it changes. */
 static bool
 send_pieces(Fastcgi *connection, struct iovec *pieces, size_t count)
@@ -120,11 +134,11 @@ send_pieces(Fastcgi *connection, struct iovec *pieces, size_t count)
 
 	while (!connection->failed && message.msg_iovlen > 0)
 	{
-		ssize_t sent = sendmsg(connection->fd, &message, MSG_NOSIGNAL);
+		ssize_t sent = sendmsg(connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (sent < 0)
 		{
-			if (errno != EINTR)
+			if (!wait_for_peer(connection, POLLOUT, SEND_TIMEOUT))
 				return fail(connection);
 			continue;
 		}
@@ -151,6 +165,21 @@ send_bytes(Fastcgi *connection, const void *bytes, size_t length)
 	return send_pieces(connection, &piece, 1);
 }
 
+/* Receives up to size bytes, at least one, and waits for that; 0: a failure. */
+static size_t
+receive_directly(Fastcgi *connection, char *bytes, size_t size)
+{
+	ssize_t received;
+
+	do
+		received = recv(connection->fd, bytes, size, MSG_DONTWAIT);
+	while (received < 0 && wait_for_peer(connection, POLLIN, RECEIVE_TIMEOUT));
+	if (received > 0)
+		return (size_t) received;
+	fail(connection);
+	return 0;
+}
+
 /* Takes up to size bytes that have come, at least one, and waits for that; 0: a failure. */
 static size_t
 receive(Fastcgi *connection, char *bytes, size_t size)
@@ -161,18 +190,10 @@ receive(Fastcgi *connection, char *bytes, size_t size)
 		return 0;
 	if (connection->in_begin == connection->in_end)
 	{
-		ssize_t received;
-
-		do
-			received = recv(connection->fd, connection->in, sizeof(connection->in), 0);
-		while (received < 0 && errno == EINTR);
-		if (received <= 0)
-		{
-			fail(connection);
-			return 0;
-		}
+		if (bytes != NULL && size >= sizeof(connection->in))
+			return receive_directly(connection, bytes, size);
 		connection->in_begin = 0;
-		connection->in_end = (size_t) received;
+		connection->in_end = receive_directly(connection, connection->in, sizeof(connection->in));
 	}
 
 	length = connection->in_end - connection->in_begin;
@@ -609,8 +630,8 @@ fastcgi_close(Fastcgi *connection)
 	/* What was never read would make the kernel cut the connection, answer and all. */
 	if (!connection->failed && !connection->complete && shutdown(connection->fd, SHUT_WR) == 0)
 	{
-		while (clock_ms() < end && poll(&readable, 1, LINGER_SILENCE) > 0 &&
-			   recv(connection->fd, connection->in, sizeof(connection->in), 0) > 0)
+		while (clock_ms() < end && task_poll(&readable, 1, LINGER_SILENCE) > 0 &&
+			   recv(connection->fd, connection->in, sizeof(connection->in), MSG_DONTWAIT) > 0)
 			;
 	}
 	buffer_free(&connection->params);

@@ -8,8 +8,8 @@
  * than FASTCGI_PARAMS_MAX and this struct, and whatever breaks the protocol ends
  * the connection, and nothing else.
  *
- * A connection belongs to one thread, and its descriptor to the caller. That is
- * blocking; where it has timeouts, one that strikes is a failure.
+ * A connection belongs to one task, and its descriptor to the caller. A peer that keeps
+ * us waiting for too long is a failure.
  */
 #ifndef REGPILOT_FASTCGI_H
 #define REGPILOT_FASTCGI_H
@@ -24,8 +24,8 @@
 #ifndef FASTCGI_PARAMS_MAX
 #define FASTCGI_PARAMS_MAX (256 * 1024) /* of a request, as they come */
 #define FASTCGI_CONTENT_MAX 65528		/* of a record: the most that is a multiple of 8 (3.3) */
-#define FASTCGI_IN_SIZE 8192			/* read at once */
-#define FASTCGI_OUT_SIZE 8192			/* collected before they are sent */
+#define FASTCGI_IN_SIZE 4096			/* read at once, but for more that is asked for */
+#define FASTCGI_OUT_SIZE 4096			/* collected before they are sent */
 #endif
 
 typedef struct Fastcgi

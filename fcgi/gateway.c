@@ -9,7 +9,9 @@
 #include "echo.h"
 #include "health.h"
 #include "log.h"
+#include "relay.h"
 #include "routes.h"
+#include "task.h"
 #include "traffic.h"
 
 #include <stdio.h>
@@ -74,7 +76,7 @@ ask(Exchange *exchange, const Chat *chat, bool ask_usage, UpstreamCall *call)
 	{
 		call->body = body.data;
 		call->body_length = body.length;
-		result = relay_call(exchange->relay, call);
+		result = relay_call(call);
 	}
 	buffer_free(&body);
 	return result;
@@ -94,7 +96,7 @@ refuses_options(const Chat *chat, const UpstreamCall *call)
 static UpstreamResult
 call_upstream(Exchange *exchange, const Route *route, const Chat *chat, UpstreamCall *call)
 {
-	char secret[SECRET_SIZE];
+	char *secret = NULL;
 	UpstreamResult result;
 
 	if (strcmp(route->base_url, "builtin:echo") == 0)
@@ -107,13 +109,14 @@ call_upstream(Exchange *exchange, const Route *route, const Chat *chat, Upstream
 	call->timeout = route->timeout > 0 ? route->timeout : config.upstream_timeout;
 	if (route->secret_name != NULL)
 	{
-		if (!config_secret(route->secret_name, secret))
+		secret = config_secret(route->secret_name);
+		if (secret == NULL)
 		{
 			snprintf(call->problem, sizeof(call->problem), "there is no secret to call it with");
 			return UPSTREAM_FAILED;
 		}
-		call->secret = secret;
 	}
+	call->secret = secret;
 	result = ask(exchange, chat, true, call);
 	if (result == UPSTREAM_ANSWERED && refuses_options(chat, call))
 	{
@@ -122,7 +125,7 @@ call_upstream(Exchange *exchange, const Route *route, const Chat *chat, Upstream
 		call->status = 0;
 		result = ask(exchange, chat, false, call);
 	}
-	explicit_bzero(secret, sizeof(secret));
+	config_forget_secret(secret);
 	return result;
 }
 
@@ -281,37 +284,62 @@ names_own_key(const Exchange *exchange, const Chat *chat)
 		   memmem(chat->model, strlen(chat->model), own->key, own->length) != NULL;
 }
 
+/* A body to be parsed, and what came of it. */
+typedef struct Parse
+{
+	const Buffer *body;
+	bool embeds;
+	bool stream_default;
+	Chat chat;
+	Refusal refusal;
+} Parse;
+
+static void
+parse(void *argument)
+{
+	Parse *parse = argument;
+	const Buffer *body = parse->body;
+
+	parse->refusal =
+		parse->embeds ? chat_parse_embeddings(body->data, body->length, &parse->chat)
+					  : chat_parse(body->data, body->length, parse->stream_default, &parse->chat);
+}
+
 static void
 serve(Exchange *exchange, bool embeds, bool stream_default)
 {
-	Refusal refusal;
 	Buffer body;
-	Chat chat;
+	Parse parsed = {.body = &body, .embeds = embeds, .stream_default = stream_default};
+	const Chat *chat = &parsed.chat;
 
 	buffer_init(&body, (size_t) config.max_body);
-	refusal = exchange_read_json(exchange, &body);
-	if (refusal == REFUSAL_NONE)
-		refusal = embeds ? chat_parse_embeddings(body.data, body.length, &chat)
-						 : chat_parse(body.data, body.length, stream_default, &chat);
-	if (refusal == REFUSAL_NONE)
+	parsed.refusal = exchange_read_json(exchange, &body);
+	if (parsed.refusal == REFUSAL_NONE)
 	{
-		if (names_own_key(exchange, &chat))
+		if (body.length >= CHAT_LARGE)
+			task_call(parse, &parsed);
+		else
+			parse(&parsed);
+	}
+	if (parsed.refusal == REFUSAL_NONE)
+	{
+		if (names_own_key(exchange, chat))
 			exchange_refuse(exchange, REFUSAL_INVALID_MODEL);
 		else if (traffic_begin())
 		{
 			/* The key was accepted over a connection that had read the routes before. */
 			Routes *routes = routes_acquire();
 
-			relay_chat(exchange, &chat, routes);
+			relay_chat(exchange, chat, routes);
 			routes_release(routes);
 			traffic_end(exchange->streaming);
 		}
 		else
 			exchange_refuse(exchange, REFUSAL_TOO_MANY_STREAMS);
-		chat_free(&chat);
+		chat_free(&parsed.chat);
 	}
 	else
-		exchange_refuse(exchange, refusal);
+		exchange_refuse(exchange, parsed.refusal);
 	buffer_free(&body);
 }
 

@@ -10,6 +10,7 @@
 #include "recorder.h"
 #include "relay.h"
 #include "server.h"
+#include "task.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,10 +62,17 @@ forbid_cores(void)
 		close(filter);
 }
 
+static void
+try_authorizing(void *works)
+{
+	*(bool *) works = authorizer_works();
+}
+
 int
 main(int argc, char **argv)
 {
 	int listener;
+	bool works = false;
 	bool idle;
 
 	if (argc == 2 && strcmp(argv[1], "--help") == 0)
@@ -88,7 +96,7 @@ main(int argc, char **argv)
 		log_stop();
 		return EXIT_FAILURE;
 	}
-	if (handover_expected() && !authorizer_works())
+	if (handover_expected() && (!task_run(try_authorizing, &works) || !works))
 	{
 		log_line("cannot authorize: not taking over");
 		log_stop();
@@ -101,7 +109,8 @@ main(int argc, char **argv)
 	recorder_stop();
 	log_stop();
 	if (!idle)
-		_exit(EXIT_SUCCESS); /* threads still run: leave what they use alone */
+		_exit(EXIT_SUCCESS); /* tasks still run: leave what they use alone */
+	tasks_stop();
 	authorizer_finish();
 	return EXIT_SUCCESS;
 }

@@ -2,21 +2,25 @@
  * relay.c
  *	  Calls to upstreams over HTTP. The only user of libcurl.
  *
- * A call runs in the multi interface with one easy handle, because that lets
- * one poll() wait for the upstream, for the client to go away and for the end
- * of our patience. libcurl's callbacks only ever return codes.
+ * Each thread has a multi handle for the calls that its tasks make. libcurl is told by the
+ * thread's loop when a descriptor is ready, and by a task of its own when it is time
+ * (see libcurl-multi(3), "MULTI_SOCKET"). Its callbacks keep what has come and wake the
+ * task whose call it is; they never wait.
  */
 #include "relay.h"
 #include "clock.h"
 #include "config.h"
 #include "log.h"
 #include "sse.h"
+#include "task.h"
 
 #include <curl/curl.h>
 #include <openssl/ssl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/epoll.h>
 
 /* Bytes that one event of a stream may have. */
 #define EVENT_MAX (1024 * 1024)
@@ -27,12 +31,30 @@
 /* Bytes received at once: of a stream, whose memory that is for long, and of another answer. */
 #define STREAM_BUFFER 2048L
 #define ANSWER_BUFFER 16384L
+/* ms between two looks at how a request is sent */
+#define SENDING_INTERVAL 100
+/* Bytes of a stream that wait for the client to take those before. */
+#define RECEIVED_MAX (64 * 1024)
+/* Easy handles kept for calls to come */
+#define HANDLES_KEPT 64
 
-struct Relay
+/* What a thread has for its calls. */
+typedef struct Driver
 {
 	CURLM *multi; /* owns the connections */
-	CURL *easy;
-};
+	CURL *handles[HANDLES_KEPT];
+	int handles_kept;
+	int64_t timer_at;	/* when libcurl wants to be called */
+	Task *timer;		/* calls it then */
+	bool timer_sleeps;	/* until */
+	int64_t timer_ends; /* this moment, which may be another */
+	struct Driver *next;
+} Driver;
+
+static __thread Driver *driver; /* the thread's; NULL: there has been no call */
+
+/* All of them. They last as long as the process; and without this they would look lost. */
+static _Atomic(Driver *) drivers;
 
 /* What the body of the answer is. */
 typedef enum BodyKind
@@ -46,6 +68,7 @@ typedef enum BodyKind
 typedef enum Stop
 {
 	STOP_NOT,
+	STOP_FAILED,  /* libcurl, or we, cannot do what is needed */
 	STOP_GARBAGE, /* the answer is none, or too large, or gives the secret away */
 	STOP_SILENCE,
 	STOP_LIMIT, /* it has taken too long in all */
@@ -56,22 +79,31 @@ typedef struct Transfer
 {
 	UpstreamCall *call;
 	CURL *easy;
+	Task *task;
+	bool waiting; /* the task is, to be woken */
+	bool ended;
+	CURLcode code; /* how */
+	bool paused;   /* libcurl holds back what comes, until there is room for it */
 	BodyKind kind;
 	Stop stop;
+	Buffer received; /* of a stream, not looked at yet */
 	SseParser events;
 	Buffer chunk; /* an event's data and the event, without usage */
 	Buffer stripped;
-	bool forwarded;	 /* an event has reached the client */
-	bool done;		 /* [DONE] has */
+	bool forwarded; /* an event has reached the client */
+	bool done;		/* [DONE] has */
+	bool sound;		/* an answer that was not streamed is JSON */
+	long status;
 	int64_t started; /* clock_us() */
 	int64_t done_at;
 	int64_t forwarded_at; /* the last event was, or a ping was sent */
-	int64_t heard_at;	  /* the upstream got on with it: bytes moved, of a stream whole events */
+	int64_t heard_at;	  /* the upstream has said something, of a stream a whole event */
+	curl_off_t sent;	  /* bytes of the request, when that was last looked at */
 } Transfer;
 
 /*
  * The CAs that we trust. libcurl would read them for each connection, which takes some
- * 30 ms, and keep them for each thread, which takes a megabyte.
+ * 30 ms, and keep them with each, which takes a megabyte.
  */
 static X509_STORE *authorities;
 
@@ -108,33 +140,127 @@ relay_init(void)
 	return false;
 }
 
-Relay *
-relay_create(void)
-{
-	Relay *relay = malloc(sizeof(Relay));
+/* ---- the thread's driver of libcurl ---- */
 
-	if (relay == NULL)
-		return NULL;
-	relay->multi = curl_multi_init();
-	relay->easy = curl_easy_init();
-	if (relay->multi == NULL || relay->easy == NULL)
+/* Has the task of a call go on. */
+static void
+wake(Transfer *transfer)
+{
+	if (transfer->waiting)
+		task_wake(transfer->task);
+	transfer->waiting = false;
+}
+
+/* To be called when libcurl may have set its timer. */
+static void
+check_timer(void)
+{
+	if (driver->timer_sleeps && driver->timer_at < driver->timer_ends)
 	{
-		relay_free(relay);
-		return NULL;
+		driver->timer_sleeps = false;
+		task_wake(driver->timer);
 	}
-	curl_multi_setopt(relay->multi, CURLMOPT_MAXCONNECTS, (long) RELAY_CONNECTIONS);
-	return relay;
 }
 
-void
-relay_free(Relay *relay)
+/* Lets libcurl get on with a descriptor that is ready, or with what it is time for. */
+static void
+act(curl_socket_t fd, int events)
 {
-	if (relay == NULL)
-		return;
-	curl_easy_cleanup(relay->easy);
-	curl_multi_cleanup(relay->multi);
-	free(relay);
+	CURLMsg *message;
+	int count;
+
+	curl_multi_socket_action(driver->multi, fd, events, &count);
+	while ((message = curl_multi_info_read(driver->multi, &count)) != NULL)
+	{
+		Transfer *transfer;
+
+		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &transfer);
+		transfer->ended = true;
+		transfer->code = message->data.result;
+		wake(transfer);
+	}
+	check_timer();
 }
+
+static void
+on_ready(int fd, uint32_t events)
+{
+	int in = (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 ? CURL_CSELECT_IN : 0;
+	int out = (events & (EPOLLOUT | EPOLLERR)) != 0 ? CURL_CSELECT_OUT : 0;
+
+	act(fd, in | out);
+}
+
+/* libcurl's callback for what it wants to know of a descriptor. */
+static int
+on_socket(CURL *easy, curl_socket_t fd, int what, void *unused, void *unused_too)
+{
+	uint32_t events = 0;
+
+	(void) easy, (void) unused, (void) unused_too;
+	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
+		events |= EPOLLIN;
+	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
+		events |= EPOLLOUT;
+	return task_watch(fd, events, on_ready) || events == 0 ? 0 : -1;
+}
+
+/* libcurl's callback for the time until it wants to be called; -1: never. */
+static int
+on_timer(CURLM *multi, long ms, void *unused)
+{
+	(void) multi, (void) unused;
+	/* clock_ms() rounds down, and libcurl does not repeat itself when it is called too early. */
+	driver->timer_at = ms < 0 ? INT64_MAX : clock_ms() + ms + 1;
+	return 0;
+}
+
+/* A task for ever. */
+static void
+keep_time(void *unused)
+{
+	(void) unused;
+	for (;;)
+	{
+		driver->timer_ends = driver->timer_at;
+		driver->timer_sleeps = true;
+		task_wait(-1, driver->timer_ends);
+		driver->timer_sleeps = false;
+		if (clock_ms() >= driver->timer_at)
+			act(CURL_SOCKET_TIMEOUT, 0);
+	}
+}
+
+/* Makes the thread's driver if it has none; false: out of memory. */
+static bool
+ensure_driver(void)
+{
+	Driver *new;
+
+	if (driver != NULL)
+		return true;
+	new = calloc(1, sizeof(Driver));
+	if (new == NULL)
+		return false;
+	new->timer_at = INT64_MAX;
+	new->multi = curl_multi_init();
+	new->timer = task_create_here(keep_time, NULL);
+	if (new->multi == NULL || new->timer == NULL)
+	{
+		curl_multi_cleanup(new->multi);
+		free(new);
+		return false;
+	}
+	curl_multi_setopt(new->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
+	curl_multi_setopt(new->multi, CURLMOPT_TIMERFUNCTION, on_timer);
+	curl_multi_setopt(new->multi, CURLMOPT_MAXCONNECTS, (long) config.kept_upstreams);
+	new->next = atomic_exchange(&drivers, new);
+	driver = new;
+	task_wake(driver->timer);
+	return true;
+}
+
+/* ---- what comes ---- */
 
 static bool
 contains_secret(const UpstreamCall *call, const char *text, size_t length)
@@ -235,12 +361,23 @@ is_event_stream(const Transfer *transfer)
 		   strncasecmp(type, expected, sizeof(expected) - 1) == 0;
 }
 
-/* libcurl's write callback: anything but length ends the transfer. */
+/* libcurl's callback for a line of the answer's head. */
+static size_t
+on_head(char *bytes, size_t size, size_t length, void *argument)
+{
+	Transfer *transfer = argument;
+
+	(void) bytes, (void) size; /* always 1 */
+	transfer->heard_at = clock_ms();
+	return length;
+}
+
+/* libcurl's write callback: anything but length, or a pause, ends the transfer. */
 static size_t
 on_body(char *bytes, size_t size, size_t length, void *argument)
 {
 	Transfer *transfer = argument;
-	SseEvent event;
+	Buffer *received = &transfer->received;
 
 	(void) size; /* always 1 */
 	if (transfer->kind == BODY_UNSEEN)
@@ -252,6 +389,7 @@ on_body(char *bytes, size_t size, size_t length, void *argument)
 
 	if (transfer->kind == BODY_PLAIN)
 	{
+		transfer->heard_at = clock_ms();
 		if (!buffer_append(&transfer->call->answer, bytes, length))
 		{
 			stop(transfer, STOP_GARBAGE, "the answer was too large");
@@ -260,74 +398,70 @@ on_body(char *bytes, size_t size, size_t length, void *argument)
 		return length;
 	}
 
-	if (!sse_feed(&transfer->events, bytes, length))
+	transfer->paused = received->length > 0 && received->length + length > RECEIVED_MAX;
+	if (transfer->paused)
+		return CURL_WRITEFUNC_PAUSE;
+	if (!buffer_append(received, bytes, length))
 	{
-		stop(transfer, STOP_GARBAGE, "an event was too large");
+		stop(transfer, STOP_FAILED, "out of memory");
 		return 0;
 	}
-	while (sse_next(&transfer->events, &event))
-	{
-		transfer->heard_at = clock_ms();
-		if (!on_event(transfer, &event))
-			return 0;
-	}
+	wake(transfer);
 	return length;
 }
 
-/* Adds to the list; frees it and gives NULL when out of memory. */
-static struct curl_slist *
-add_header(struct curl_slist *headers, const char *name, const char *value)
-{
-	Buffer line;
-	struct curl_slist *longer = NULL;
-
-	buffer_init(&line, SECRET_SIZE + 64);
-	if (buffer_printf(&line, "%s%s", name, value))
-		longer = curl_slist_append(headers, line.data);
-	if (line.data != NULL)
-		explicit_bzero(line.data, line.size);
-	buffer_free(&line);
-	if (longer == NULL)
-		curl_slist_free_all(headers);
-	return longer;
-}
-
-static struct curl_slist *
-make_headers(const UpstreamCall *call)
-{
-	const char *accept = call->stream ? "text/event-stream, application/json" : "application/json";
-	struct curl_slist *headers = add_header(NULL, "Content-Type: ", "application/json");
-
-	if (headers != NULL)
-		headers = add_header(headers, "Accept: ", accept);
-	/* No "Expect: 100-continue": it would cost a round trip. */
-	if (headers != NULL)
-		headers = add_header(headers, "Expect:", "");
-	if (headers != NULL && call->secret != NULL)
-		headers = add_header(headers, "Authorization: Bearer ", call->secret);
-	return headers;
-}
-
-/* False: libcurl cannot do what it must. */
+/* Passes on what has come of a stream; false when the transfer is to end. */
 static bool
-set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
+forward_received(Transfer *transfer)
 {
-	const UpstreamCall *call = transfer->call;
-	CURL *easy = transfer->easy;
+	SseEvent event;
 
-	curl_easy_reset(easy); /* keeps the connections */
-	curl_easy_setopt(easy, CURLOPT_URL, url);
-	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers);
+	while (transfer->received.length > 0)
+	{
+		if (!sse_feed(&transfer->events, transfer->received.data, transfer->received.length))
+			return stop(transfer, STOP_GARBAGE, "an event was too large");
+		buffer_consume(&transfer->received, transfer->received.length);
+		while (sse_next(&transfer->events, &event))
+		{
+			transfer->heard_at = clock_ms();
+			if (!on_event(transfer, &event))
+				return false;
+		}
+		if (transfer->paused)
+		{
+			curl_easy_pause(transfer->easy, CURLPAUSE_CONT);
+			check_timer();
+		}
+	}
+	return true;
+}
+
+/* The headers of every request, as libcurl wants them: Accept, or Authorization and then that, first. */
+static char content_type[] = "Content-Type: application/json";
+static char no_expect[] = "Expect:"; /* "100-continue" would cost a round trip */
+static char accept_json[] = "Accept: application/json";
+static char accept_stream[] = "Accept: text/event-stream, application/json";
+static struct curl_slist last_header = {.data = no_expect};
+static struct curl_slist type_header = {.data = content_type, .next = &last_header};
+static struct curl_slist answer_headers = {.data = accept_json, .next = &type_header};
+static struct curl_slist stream_headers = {.data = accept_stream, .next = &type_header};
+
+/* A handle with what all calls have in common. NULL: libcurl cannot do what it must. */
+static CURL *
+make_handle(void)
+{
+	CURL *easy = curl_easy_init();
+
+	if (easy == NULL)
+		return NULL;
 	curl_easy_setopt(easy, CURLOPT_POST, 1L);
-	curl_easy_setopt(easy, CURLOPT_POSTFIELDS, call->body);
-	curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) call->body_length);
+	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_head);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
-	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
-	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) call->connect_timeout);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+	/* The end of a call does not wait for the end of looking up a name. */
+	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
 	curl_easy_setopt(easy, CURLOPT_USERAGENT, "regpilot/" REGPILOT_VERSION);
 	curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 16384L);
-	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, call->stream ? STREAM_BUFFER : ANSWER_BUFFER);
 	/* A connection has one call at a time: HTTP/2 would only take memory. */
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
 
@@ -339,21 +473,59 @@ set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	curl_easy_setopt(easy, CURLOPT_CAINFO, NULL);
 	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-	return curl_easy_setopt(easy, CURLOPT_SSL_CTX_FUNCTION, trust_authorities) == CURLE_OK;
+	if (curl_easy_setopt(easy, CURLOPT_SSL_CTX_FUNCTION, trust_authorities) == CURLE_OK)
+		return easy;
+	curl_easy_cleanup(easy);
+	return NULL;
 }
 
-/* Bytes sent and received so far. */
-static curl_off_t
-bytes_moved(CURL *easy)
+static CURL *
+get_handle(void)
+{
+	return driver->handles_kept > 0 ? driver->handles[--driver->handles_kept] : make_handle();
+}
+
+/* A handle whose call has gone wrong is not used again. */
+static void
+put_handle(CURL *easy, bool sound)
+{
+	if (sound && driver->handles_kept < HANDLES_KEPT)
+		driver->handles[driver->handles_kept++] = easy;
+	else
+		curl_easy_cleanup(easy);
+}
+
+/* What is of this call alone; false: out of memory. The strings stay where they are, but for the URL. */
+static bool
+set_options(Transfer *transfer, const char *url, struct curl_slist *headers)
+{
+	const UpstreamCall *call = transfer->call;
+	CURL *easy = transfer->easy;
+
+	curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
+	curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
+	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
+	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers);
+	curl_easy_setopt(easy, CURLOPT_POSTFIELDS, call->body);
+	curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) call->body_length);
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) call->connect_timeout);
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, call->stream ? STREAM_BUFFER : ANSWER_BUFFER);
+	return curl_easy_setopt(easy, CURLOPT_URL, url) == CURLE_OK;
+}
+
+/* Whether the request is still on its way. The upstream cannot be expected to answer before. */
+static bool
+is_sending(Transfer *transfer)
 {
 	curl_off_t sent = 0;
-	curl_off_t received = 0;
-	long head = 0;
 
-	curl_easy_getinfo(easy, CURLINFO_SIZE_UPLOAD_T, &sent);
-	curl_easy_getinfo(easy, CURLINFO_SIZE_DOWNLOAD_T, &received);
-	curl_easy_getinfo(easy, CURLINFO_HEADER_SIZE, &head);
-	return sent + received + head;
+	if (transfer->sent == (curl_off_t) transfer->call->body_length)
+		return false;
+	curl_easy_getinfo(transfer->easy, CURLINFO_SIZE_UPLOAD_T, &sent);
+	if (sent != transfer->sent)
+		transfer->heard_at = clock_ms();
+	transfer->sent = sent;
+	return sent < (curl_off_t) transfer->call->body_length;
 }
 
 /* When something is to be done though nothing comes. */
@@ -383,61 +555,48 @@ at_deadline(Transfer *transfer)
 	return ping(transfer);
 }
 
-/* Runs the transfer to its end or until we stop it. */
-static CURLcode
-run(CURLM *multi, Transfer *transfer)
+/* Runs the transfer to its end, or until we stop it. */
+static void
+run(Transfer *transfer)
 {
-	struct curl_waitfd client = {.fd = transfer->call->client, .events = CURL_WAIT_POLLIN};
-	unsigned int watched = transfer->call->client >= 0;
-	curl_off_t moved = 0;
-	int running;
-
 	transfer->heard_at = clock_ms();
-	for (;;)
+	if (curl_multi_add_handle(driver->multi, transfer->easy) != CURLM_OK)
 	{
-		curl_off_t now_moved;
-		int64_t deadline;
-		CURLMsg *message;
-		int left;
+		stop(transfer, STOP_FAILED, "libcurl does not take it");
+		return;
+	}
+	act(CURL_SOCKET_TIMEOUT, 0); /* begins */
 
-		if (curl_multi_perform(multi, &running) != CURLM_OK)
-			return CURLE_FAILED_INIT;
-		if (running == 0)
-		{
-			message = curl_multi_info_read(multi, &left);
-			return message != NULL ? message->data.result : CURLE_FAILED_INIT;
-		}
+	while (forward_received(transfer) && !transfer->ended)
+	{
+		bool sending = is_sending(transfer);
+		int64_t deadline = next_deadline(transfer);
+		TaskEvent event;
 
-		now_moved = bytes_moved(transfer->easy);
-		if (now_moved != moved)
-		{
-			moved = now_moved;
-			/* Of a stream, bytes alone may go on for ever and come to nothing. */
-			if (transfer->kind != BODY_EVENTS)
-				transfer->heard_at = clock_ms();
-		}
-		deadline = next_deadline(transfer);
 		if (clock_remaining(deadline) == 0)
 		{
 			if (!at_deadline(transfer))
-				return CURLE_OK;
+				break;
 			continue;
 		}
-
-		client.revents = 0;
-		if (curl_multi_poll(multi, &client, watched, clock_remaining(deadline), NULL) != CURLM_OK)
-			return CURLE_FAILED_INIT;
+		if (sending && clock_remaining(deadline) > SENDING_INTERVAL)
+			deadline = clock_ms() + SENDING_INTERVAL;
+		transfer->waiting = true;
+		event = task_wait(transfer->call->client, deadline);
+		transfer->waiting = false;
 
 		/*
 		 * The request has been read to its end, so what makes its connection
 		 * readable now is the web server closing it, or FCGI_ABORT_REQUEST.
 		 */
-		if (client.revents != 0)
+		if (event == TASK_READABLE)
 		{
 			stop(transfer, STOP_CLIENT_GONE, "the client has gone");
-			return CURLE_OK;
+			break;
 		}
 	}
+	curl_multi_remove_handle(driver->multi, transfer->easy);
+	check_timer();
 }
 
 /* An answer that counts against the upstream, not against the request. */
@@ -448,14 +607,36 @@ is_upstream_failure(long status)
 		   status == 408 || status == 429 || status >= 500;
 }
 
+/* Reads an answer that was not streamed, and its usage. */
+static void
+read_answer(void *argument)
+{
+	Transfer *transfer = argument;
+	UpstreamCall *call = transfer->call;
+	ChatKind kind;
+
+	transfer->sound =
+		transfer->status == 200
+			? chat_read_usage(call->answer.data, call->answer.length, &call->usage, &kind)
+			: chat_is_json(call->answer.data, call->answer.length);
+}
+
+static bool
+is_json(Transfer *transfer)
+{
+	if (transfer->call->answer.length >= CHAT_LARGE)
+		task_call(read_answer, transfer);
+	else
+		read_answer(transfer);
+	return transfer->sound;
+}
+
 static UpstreamResult
-judge(Transfer *transfer, CURLcode code)
+judge(Transfer *transfer)
 {
 	UpstreamCall *call = transfer->call;
 	UpstreamResult failed = transfer->forwarded ? UPSTREAM_BROKEN_OFF : UPSTREAM_FAILED;
 	UpstreamResult too_late = transfer->forwarded ? UPSTREAM_FELL_SILENT : UPSTREAM_TIMED_OUT;
-	ChatKind kind;
-	long status = 0;
 
 	switch (transfer->stop)
 	{
@@ -467,6 +648,9 @@ judge(Transfer *transfer, CURLcode code)
 			return too_late;
 		case STOP_SILENCE:
 			return too_late;
+		case STOP_FAILED:
+			call->at_fault = false;
+			return failed;
 		case STOP_GARBAGE:
 			return failed;
 		case STOP_NOT:
@@ -475,49 +659,52 @@ judge(Transfer *transfer, CURLcode code)
 
 	if (transfer->done)
 		return UPSTREAM_ANSWERED;
-	if (code != CURLE_OK)
+	if (transfer->code != CURLE_OK)
 	{
-		snprintf(call->problem, sizeof(call->problem), "%s", curl_easy_strerror(code));
-		return code == CURLE_OPERATION_TIMEDOUT ? too_late : failed;
+		snprintf(call->problem, sizeof(call->problem), "%s", curl_easy_strerror(transfer->code));
+		return transfer->code == CURLE_OPERATION_TIMEDOUT ? too_late : failed;
 	}
 
-	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
-	if (is_upstream_failure(status))
+	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &transfer->status);
+	if (is_upstream_failure(transfer->status))
 	{
 		curl_off_t seconds = 0;
 
-		snprintf(call->problem, sizeof(call->problem), "status %ld", status);
+		snprintf(call->problem, sizeof(call->problem), "status %ld", transfer->status);
 		curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &seconds);
 		call->retry_after = seconds > INT32_MAX ? INT32_MAX : (int) seconds;
 	}
 	else if (transfer->kind == BODY_EVENTS)
 		snprintf(call->problem, sizeof(call->problem), "the stream ended before [DONE]");
-	else if (status == 200 && call->stream)
+	else if (transfer->status == 200 && call->stream)
 		snprintf(call->problem, sizeof(call->problem), "the answer was not an event stream");
-	else if (status == 200
-				 ? !chat_read_usage(call->answer.data, call->answer.length, &call->usage, &kind)
-				 : !chat_is_json(call->answer.data, call->answer.length))
+	else if (!is_json(transfer))
 		snprintf(call->problem, sizeof(call->problem), "the answer was not JSON, status %ld",
-				 status);
+				 transfer->status);
 	else if (contains_secret(call, call->answer.data, call->answer.length))
 		snprintf(call->problem, sizeof(call->problem), "the answer contained the secret");
 	else
 	{
-		call->status = (int) status;
+		call->status = (int) transfer->status;
 		return UPSTREAM_ANSWERED;
 	}
 	return failed;
 }
 
 UpstreamResult
-relay_call(Relay *relay, UpstreamCall *call)
+relay_call(UpstreamCall *call)
 {
-	Transfer transfer = {.call = call, .easy = relay->easy, .started = clock_us()};
-	struct curl_slist *headers = make_headers(call);
+	Transfer transfer = {.call = call, .task = task_self(), .started = clock_us()};
+	struct curl_slist authorization = {
+		.next = call->stream ? &stream_headers : &answer_headers,
+	};
+	struct curl_slist *headers = authorization.next;
+	bool sound = true;
 	UpstreamResult result = UPSTREAM_FAILED;
 	Buffer url;
 
 	buffer_init(&url, 8192);
+	buffer_init(&transfer.received, SIZE_MAX / 2);
 	sse_init(&transfer.events, EVENT_MAX);
 	buffer_init(&transfer.chunk, EVENT_MAX);
 	buffer_init(&transfer.stripped, EVENT_MAX);
@@ -526,24 +713,28 @@ relay_call(Relay *relay, UpstreamCall *call)
 	while (url.length > 0 && url.data[url.length - 1] == '/')
 		url.length--;
 	buffer_append_string(&url, call->path);
-
-	if (headers != NULL && !url.failed)
+	if (call->secret != NULL)
 	{
-		CURLcode code = CURLE_FAILED_INIT;
-
-		if (set_options(&transfer, url.data, headers) &&
-			curl_multi_add_handle(relay->multi, relay->easy) == CURLM_OK)
-		{
-			call->at_fault = true;
-			code = run(relay->multi, &transfer);
-			result = judge(&transfer, code);
-			curl_multi_remove_handle(relay->multi, relay->easy);
-		}
+		sound = asprintf(&authorization.data, "Authorization: Bearer %s", call->secret) >= 0;
+		headers = &authorization;
 	}
 
-	for (struct curl_slist *header = headers; header != NULL; header = header->next)
-		explicit_bzero(header->data, strlen(header->data));
-	curl_slist_free_all(headers);
+	if (sound && !url.failed && ensure_driver())
+		transfer.easy = get_handle();
+	if (transfer.easy != NULL)
+	{
+		if (set_options(&transfer, url.data, headers))
+		{
+			call->at_fault = true;
+			run(&transfer);
+			result = judge(&transfer);
+		}
+		put_handle(transfer.easy, result == UPSTREAM_ANSWERED);
+	}
+
+	if (sound)
+		config_forget_secret(authorization.data);
+	buffer_free(&transfer.received);
 	sse_free(&transfer.events);
 	buffer_free(&transfer.chunk);
 	buffer_free(&transfer.stripped);

@@ -7,25 +7,16 @@
 
 #include "upstream.h"
 
-/* What a thread keeps between its calls: its connections to upstreams. Not to be shared. */
-typedef struct Relay Relay;
-
-/* Connections that one keeps. */
-#define RELAY_CONNECTIONS 4
 /*
- * Descriptors that one may hold: those, two while one more is being made (to look up its
- * address, or to try two at once), and two that libcurl has for itself.
+ * Descriptors that a call may need: its connection, and two while that is being made
+ * (to look up its address, or to try two at once).
  */
-#define RELAY_DESCRIPTORS (RELAY_CONNECTIONS + 4)
+#define RELAY_DESCRIPTORS 3
 
-/* Before the first thread starts; false after a message. */
+/* Before the first call; false after a message. */
 extern bool relay_init(void) __attribute__((warn_unused_result));
 
-/* NULL: out of memory. */
-extern Relay *relay_create(void);
-extern void relay_free(Relay *relay);
-
-extern UpstreamResult relay_call(Relay *relay, UpstreamCall *call)
-	__attribute__((warn_unused_result));
+/* Carries the call out; only tasks make one. */
+extern UpstreamResult relay_call(UpstreamCall *call) __attribute__((warn_unused_result));
 
 #endif

@@ -6,7 +6,6 @@
 #define REGPILOT_REQUEST_H
 
 #include "fastcgi.h"
-#include "relay.h"
 
 #include <stdbool.h>
 
@@ -16,7 +15,6 @@
  * request was not read to its end, so the connection must be closed, or what
  * is left of this request would be taken for the next.
  */
-extern bool request_serve(Fastcgi *fastcgi, int client, Relay *relay)
-	__attribute__((warn_unused_result));
+extern bool request_serve(Fastcgi *fastcgi, int client) __attribute__((warn_unused_result));
 
 #endif

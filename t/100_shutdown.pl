@@ -97,7 +97,8 @@ is($site->chat($key)->{status}, 200, 'and the next responder takes its place');
 # settings
 foreach my $bad (
 	[ REGPILOT_LISTEN => '0.0.0.0:9000', '192.0.2.1:9000', '[::]:9000', 'unix:', 'unix:' . 'x' x 200, '127.0.0.1', '127.0.0.1:99999', 'nonsense' ],
-	[ REGPILOT_MAX_THREADS => '0', '-1', 'many', '1e3', '99999999999999999999' ],
+	[ REGPILOT_MAX_CONNECTIONS => '0', '-1', 'many', '1e3', '99999999999999999999' ],
+	[ REGPILOT_THREADS => '-1', 'many', '1001' ],
 	[ REGPILOT_MAX_BODY => '0', 'x', '-5' ],
 	[ REGPILOT_DATABASE_TIMEOUT => '0', 'soon' ],
 	[ REGPILOT_CONNECT_TIMEOUT => '0', '1s' ],
@@ -138,9 +139,9 @@ foreach my $address ("127.0.0.1:$port", "[::1]:$port")
 	unlink $log;
 }
 
-# More clients at once than threads: all are answered. Connections that nginx
+# More clients at once than connections: all are answered. Connections that nginx
 # keeps hold a thread each, so they must be fewer.
-$site = RegPilot::Test->new(env => { REGPILOT_MAX_THREADS => 8 }, keepalive => 4);
+$site = RegPilot::Test->new(env => { REGPILOT_MAX_CONNECTIONS => 8 }, keepalive => 4);
 ($key_id, $key) = $site->create_key;
 $seen = $site->in_parallel(
 	24,
@@ -149,6 +150,6 @@ $seen = $site->in_parallel(
 		$count{ $site->stream($key)->{status} }++ for 1 .. 5;
 		return \%count;
 	});
-is_deeply($seen, { 200 => 120 }, '24 clients are served by 8 threads');
+is_deeply($seen, { 200 => 120 }, '24 clients are served over 8 connections');
 
 done_testing();

@@ -1,4 +1,4 @@
-# What a responder has too little of: room for its log, descriptors, threads. It serves on,
+# What a responder has too little of: room for its log, descriptors, connections, memory. It serves on,
 # with what there is, and recovers.
 
 use strict;
@@ -164,13 +164,13 @@ my $seen = $site->in_parallel(
 is_deeply($seen, { 200 => 192 }, '92 descriptors: 24 clients are served');
 is($site->get('/metrics')->{body} =~ /^regpilot_upstream_failures/m, '', 'and no upstream is blamed');
 
-# all threads are in a stream: others wait, and not in a hurry
-my $threads = metric('regpilot_threads_max');
-cmp_ok($threads, '<', 9, "92 descriptors: $threads threads");
-my @streams = start_streams($threads, 'silent-stream');
+# all connections are in a stream: others wait, and not in a hurry
+my $connections = metric('regpilot_connections_max');
+cmp_ok($connections, '<', 12, "92 descriptors: $connections connections");
+my @streams = start_streams($connections, 'silent-stream');
 my $cpu = cpu_time();
 $seen = meanwhile(6, sub { sleep 2; end_streams(@streams) });
-is_deeply($seen, { 200 => 6 }, 'all threads in a stream: others are served when these end');
+is_deeply($seen, { 200 => 6 }, 'all connections in a stream: others are served when these end');
 cmp_ok(cpu_time() - $cpu, '<', 1, 'and the responder has been idle meanwhile');
 end_streams(@streams);
 
@@ -184,32 +184,28 @@ is_deeply($seen, { 200 => 6 }, 'no descriptors: clients are served when there ar
 cmp_ok(cpu_time() - $cpu, '<', 1, 'and the responder has been idle meanwhile');
 is(verify(), 200, 'and all is well');
 
-# --- not enough threads
+# --- not enough connections
 
-restart({ REGPILOT_MAX_THREADS => 8 });
+restart({ REGPILOT_MAX_CONNECTIONS => 8 });
 foreach my $round (1 .. 2)
 {
 	@streams = start_streams(8, 'ok');
 	$seen = $site->in_parallel(12, sub { return { verify() => 1 } });
-	is_deeply($seen, { 200 => 12 }, "8 threads in a stream, round $round: others are served in the end");
+	is_deeply($seen, { 200 => 12 }, "8 connections in a stream, round $round: others are served in the end");
 	$_->{process}->finish foreach @streams;
-	is(scalar(grep { ${ $_->{out} } =~ /\[DONE\]/ } @streams), 8, "8 threads in a stream, round $round: which are whole");
+	is(scalar(grep { ${ $_->{out} } =~ /\[DONE\]/ } @streams), 8, "8 connections in a stream, round $round: which are whole");
 }
 
-# the system allows no more
+# --- no memory for another one
+
 restart({});
-@streams = start_streams(3, 'ok');
-$_->{process}->finish foreach @streams;
-set_limit('--nproc=1:');
-@streams = start_streams(2, 'silent-stream');
-$seen = $site->in_parallel(4, sub { return { verify() => 1 } });
-is_deeply($seen, { 200 => 4 }, 'no more threads: others are served by those that there are');
-push @streams, start_streams(1, 'silent-stream');
-$cpu = cpu_time();
-$seen = meanwhile(3, sub { sleep 2; end_streams($streams[0]) });
-is_deeply($seen, { 200 => 3 }, 'no more threads, all in a stream: others wait');
-cmp_ok(cpu_time() - $cpu, '<', 1, 'and the responder has been idle meanwhile');
-end_streams(@streams);
+my ($pages) = slurp_file('/proc/' . $site->responder_pid . '/statm') =~ /^(\d+)/;
+set_limit('--as=' . (4096 * $pages + 3 * 1024 * 1024) . ':'); # a connection's stack is 1 MB
+$seen = $site->in_parallel(24, sub { return { verify() => 1 } });
+is_deeply($seen, { 200 => 24 }, 'no memory for another stack: clients are served by the tasks that there are');
+like(slurp_file($site->{responder_log}), qr/could not make room for a connection/, 'as the log says');
+set_limit('--as=unlimited:');
+is(verify(), 200, 'and all is well');
 
 # --- a limit of streams
 

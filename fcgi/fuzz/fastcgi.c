@@ -24,12 +24,11 @@
 
 static ssize_t peer_recv(int fd, void *bytes, size_t size, int flags);
 static ssize_t peer_sendmsg(int fd, const struct msghdr *message, int flags);
-static int peer_poll(struct pollfd *fds, nfds_t count, int timeout);
 static int peer_shutdown(int fd, int how);
 
 #define recv peer_recv
 #define sendmsg peer_sendmsg
-#define poll peer_poll
+#define task_poll peer_poll
 #define shutdown peer_shutdown
 #include "../fastcgi.c"
 
@@ -58,7 +57,7 @@ peer_recv(int fd, void *bytes, size_t size, int flags)
 	CHECK(size > 0);
 	if (pick(16) == 0)
 	{
-		errno = EINTR;
+		errno = pick(2) == 0 ? EINTR : EAGAIN;
 		return -1;
 	}
 	length = 1 + pick(size);
@@ -77,11 +76,11 @@ peer_sendmsg(int fd, const struct msghdr *message, int flags)
 	size_t sent = 0;
 
 	(void) fd;
-	CHECK(flags == MSG_NOSIGNAL);
+	CHECK(flags == (MSG_NOSIGNAL | MSG_DONTWAIT));
 	CHECK(!peer.closed);
 	if (pick(16) == 0)
 	{
-		errno = EINTR;
+		errno = pick(2) == 0 ? EINTR : EAGAIN;
 		return -1;
 	}
 	for (size_t i = 0; i < message->msg_iovlen && sent < most; i++)
@@ -96,7 +95,7 @@ peer_sendmsg(int fd, const struct msghdr *message, int flags)
 	return (ssize_t) sent;
 }
 
-static int
+int
 peer_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	(void) fds, (void) count, (void) timeout;

@@ -1,7 +1,7 @@
 # A whole RegPilot for a test: PostgreSQL with the extension, the responder,
 # a web server and upstreams, all private to the test and gone with it.
 #
-#   my $site = RegPilot::Test->new(env => { REGPILOT_MAX_THREADS => 4 });
+#   my $site = RegPilot::Test->new(env => { REGPILOT_MAX_CONNECTIONS => 4 });
 #   my ($key_id, $key) = $site->create_key(plan => 'free');
 #   my $answer = $site->post('/api/ai/chat', { messages => [...] }, "X-API-Key: $key");
 #   is($answer->{status}, 200);

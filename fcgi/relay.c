@@ -277,6 +277,12 @@ stop(Transfer *transfer, Stop why, const char *problem)
 	return false;
 }
 
+static bool
+stop_at_limit(Transfer *transfer)
+{
+	return stop(transfer, STOP_LIMIT, "it took longer than REGPILOT_MAX_DURATION");
+}
+
 /* Makes an event without its usage, in transfer->stripped. */
 static bool
 strip_usage(Transfer *transfer, const SseEvent *event)
@@ -298,6 +304,9 @@ on_event(Transfer *transfer, const SseEvent *event)
 
 	if (transfer->done)
 		return true;
+	/* Of what came at once, the client may take each event only after a while. */
+	if (clock_remaining(call->deadline) == 0)
+		return stop_at_limit(transfer);
 
 	if (event->data_length == 0)
 	{
@@ -549,7 +558,7 @@ at_deadline(Transfer *transfer)
 	if (transfer->done)
 		return false;
 	if (clock_remaining(transfer->call->deadline) == 0)
-		return stop(transfer, STOP_LIMIT, "it took longer than REGPILOT_MAX_DURATION");
+		return stop_at_limit(transfer);
 	if (clock_remaining(transfer->heard_at + transfer->call->timeout) == 0)
 		return stop(transfer, STOP_SILENCE, "no answer in time");
 	return ping(transfer);

@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 use lib 't/lib';
+use RegPilot::FastCGI;
 use RegPilot::Test;
 use Test::More;
 use Time::HiRes qw(time);
@@ -14,7 +15,7 @@ my ($key_id, $key) = $site->create_key;
 my $upstream = $site->start_upstream;
 my $whole = JSON::PP::false;
 
-my @models = qw(breaks silent-stream hang comments dribble commented-stream early-usage long-stream);
+my @models = qw(breaks silent-stream hang comments dribble commented-stream early-usage long-stream many-events);
 $site->add_upstream("up-$_", $upstream) foreach @models;
 $site->sql(q{UPDATE regpilot.upstream SET secret_name = 'TEST_SECRET' WHERE name = 'up-breaks'});
 $site->add_upstream('second', $upstream);
@@ -82,6 +83,23 @@ foreach my $n (0 .. $#cases)
 }
 is(scalar(grep { ($_->{model} // '') eq 'at-once' } json_file($site->upstream_requests)), 0,
 	'when time is up no other upstream is asked');
+
+# a client that takes little at a time of what came at once
+my $connection = RegPilot::FastCGI->new($site);
+my $start = time;
+$connection->send(
+	request(1, { REQUEST_METHOD => 'POST', REQUEST_URI => '/api/ai/chat', CONTENT_TYPE => 'application/json', HTTP_X_API_KEY => $key },
+		JSON::PP::encode_json(user_message(model => 'many-events'))));
+wait_until(
+	'the upstream to be left',
+	sub {
+		sysread $connection->{socket}, my $piece, 512;
+		return grep { $_->{event} eq 'client gone' && $_->{model} eq 'many-events' } json_file($site->upstream_requests);
+	});
+my $seconds = time - $start;
+cmp_ok($seconds, '>=', $limit - 0.1, 'limit: a client that reads slowly');
+cmp_ok($seconds, '<', $limit + 10, 'limit: a client that reads slowly: in time');
+$connection->close;
 
 # --- the client goes away: recorded with the tokens that are known
 

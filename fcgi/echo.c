@@ -19,6 +19,8 @@
 /* Numbers that the vectors of one answer may have together; texts that it may be for (OpenAI's) */
 #define EMBEDDED_MAX (512 * 1024)
 #define TEXTS_MAX 2048
+/* Numbers that take milliseconds to make and to print: see task_call() */
+#define EMBEDDED_MANY (16 * 1024)
 #define WHITE " \t\n\r\f\v"
 
 /* Words, separated by white space. */
@@ -231,39 +233,40 @@ refuse_embeddings(UpstreamCall *call, const char *message)
 	return call->answer.failed ? UPSTREAM_FAILED : UPSTREAM_ANSWERED;
 }
 
-static UpstreamResult
-answer_embeddings(UpstreamCall *call, const Chat *chat, const char *model)
+/* A request for embeddings that is in order. */
+typedef struct Embedding
 {
-	const json_t *input = chat_member(chat->body, "input");
-	const json_t *asked = chat_member(chat->body, "dimensions");
-	const json_t *format = chat_member(chat->body, "encoding_format");
-	double dimensions = asked == NULL ? EMBEDDING_DIMENSIONS : json_number_value(asked);
-	bool base64 = is_string(format, "base64");
-	bool many = json_is_array(input) && !json_is_number(json_array_get(input, 0));
-	size_t count = many ? json_array_size(input) : 1;
+	UpstreamCall *call;
+	const json_t *input;
+	const char *model;
+	bool many; /* texts, of which there are count */
+	size_t count;
+	int dimensions;
+	bool base64;
+} Embedding;
+
+static void
+embed_all(void *argument)
+{
+	const Embedding *embedding = argument;
+	UpstreamCall *call = embedding->call;
+	const json_t *input = embedding->input;
 	float vector[EMBEDDING_DIMENSIONS_MAX];
 	json_t *end;
 	char *text;
 
-	if (!(dimensions >= 1 && dimensions <= EMBEDDING_DIMENSIONS_MAX))
-		return refuse_embeddings(call, "dimensions must be from 1 to 2048");
-	if (format != NULL && !base64 && !is_string(format, "float"))
-		return refuse_embeddings(call, "encoding_format must be float or base64");
-	if (count > TEXTS_MAX || (double) count * dimensions > EMBEDDED_MAX)
-		return refuse_embeddings(call, "too many embeddings at once");
-
 	buffer_append_string(&call->answer, "{\"object\":\"list\",\"data\":[");
-	for (size_t i = 0; i < count; i++)
+	for (size_t i = 0; i < embedding->count; i++)
 	{
-		call->usage.prompt_tokens +=
-			embed(many ? json_array_get(input, i) : input, vector, (int) dimensions);
+		call->usage.prompt_tokens += embed(embedding->many ? json_array_get(input, i) : input,
+										   vector, embedding->dimensions);
 		buffer_printf(&call->answer,
 					  "%s{\"object\":\"embedding\",\"index\":%zu,\"embedding\":", i == 0 ? "" : ",",
 					  i);
-		embedding_print(vector, (int) dimensions, base64, &call->answer);
+		embedding_print(vector, embedding->dimensions, embedding->base64, &call->answer);
 		buffer_append_string(&call->answer, "}");
 	}
-	end = json_pack("{s:s,s:{s:I,s:I}}", "model", model, "usage", "prompt_tokens",
+	end = json_pack("{s:s,s:{s:I,s:I}}", "model", embedding->model, "usage", "prompt_tokens",
 					(json_int_t) call->usage.prompt_tokens, "total_tokens",
 					(json_int_t) call->usage.prompt_tokens);
 	text = json_dumps(end, JSON_COMPACT);
@@ -271,6 +274,37 @@ answer_embeddings(UpstreamCall *call, const Chat *chat, const char *model)
 	buffer_printf(&call->answer, "],%s", text != NULL ? text + 1 : "}"); /* without its brace */
 	free(text);
 	call->status = 200;
+}
+
+static UpstreamResult
+answer_embeddings(UpstreamCall *call, const Chat *chat, const char *model)
+{
+	const json_t *input = chat_member(chat->body, "input");
+	const json_t *asked = chat_member(chat->body, "dimensions");
+	const json_t *format = chat_member(chat->body, "encoding_format");
+	double dimensions = asked == NULL ? EMBEDDING_DIMENSIONS : json_number_value(asked);
+	bool many = json_is_array(input) && !json_is_number(json_array_get(input, 0));
+	Embedding embedding = {
+		.call = call,
+		.input = input,
+		.model = model,
+		.many = many,
+		.count = many ? json_array_size(input) : 1,
+		.base64 = is_string(format, "base64"),
+	};
+
+	if (!(dimensions >= 1 && dimensions <= EMBEDDING_DIMENSIONS_MAX))
+		return refuse_embeddings(call, "dimensions must be from 1 to 2048");
+	if (format != NULL && !embedding.base64 && !is_string(format, "float"))
+		return refuse_embeddings(call, "encoding_format must be float or base64");
+	if (embedding.count > TEXTS_MAX || (double) embedding.count * dimensions > EMBEDDED_MAX)
+		return refuse_embeddings(call, "too many embeddings at once");
+
+	embedding.dimensions = (int) dimensions;
+	if (embedding.count * (size_t) embedding.dimensions >= EMBEDDED_MANY)
+		task_call(embed_all, &embedding);
+	else
+		embed_all(&embedding);
 	return call->answer.failed ? UPSTREAM_FAILED : UPSTREAM_ANSWERED;
 }
 

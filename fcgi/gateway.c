@@ -305,6 +305,15 @@ parse(void *argument)
 					  : chat_parse(body->data, body->length, parse->stream_default, &parse->chat);
 }
 
+/* The same for its end: what reading has made of a body may take as long to free. */
+static void
+forget(void *argument)
+{
+	Parse *parse = argument;
+
+	chat_free(&parse->chat);
+}
+
 static void
 serve(Exchange *exchange, bool embeds, bool stream_default)
 {
@@ -336,7 +345,10 @@ serve(Exchange *exchange, bool embeds, bool stream_default)
 		}
 		else
 			exchange_refuse(exchange, REFUSAL_TOO_MANY_STREAMS);
-		chat_free(&parsed.chat);
+		if (body.length >= CHAT_LARGE)
+			task_call(forget, &parsed);
+		else
+			forget(&parsed);
 	}
 	else
 		exchange_refuse(exchange, parsed.refusal);

@@ -293,6 +293,38 @@ strip_usage(Transfer *transfer, const SseEvent *event)
 		   sse_replace_data(event, &transfer->chunk, &transfer->stripped);
 }
 
+/* An event to be read, and what came of it. */
+typedef struct Reading
+{
+	const SseEvent *event;
+	Usage *usage;
+	ChatKind kind;
+	bool sound;
+} Reading;
+
+static void
+read_usage(void *argument)
+{
+	Reading *reading = argument;
+
+	reading->sound = chat_read_usage(reading->event->data, reading->event->data_length,
+									 reading->usage, &reading->kind);
+}
+
+/* Reads an event's usage; false: it is not a JSON object. */
+static bool
+read_event(Transfer *transfer, const SseEvent *event, ChatKind *kind)
+{
+	Reading reading = {.event = event, .usage = &transfer->call->usage};
+
+	if (event->data_length >= CHAT_LARGE)
+		task_call(read_usage, &reading);
+	else
+		read_usage(&reading);
+	*kind = reading.kind;
+	return reading.sound;
+}
+
 /* Judges and forwards one event; false when the transfer is to end. */
 static bool
 on_event(Transfer *transfer, const SseEvent *event)
@@ -319,7 +351,7 @@ on_event(Transfer *transfer, const SseEvent *event)
 		transfer->done = true;
 		transfer->done_at = clock_ms();
 	}
-	else if (!chat_read_usage(event->data, event->data_length, &call->usage, &kind))
+	else if (!read_event(transfer, event, &kind))
 		return stop(transfer, STOP_GARBAGE, "an event was not a JSON object");
 
 	if (contains_secret(call, event->text, event->length))

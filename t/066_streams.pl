@@ -15,7 +15,7 @@ my ($key_id, $key) = $site->create_key;
 my $upstream = $site->start_upstream;
 my $whole = JSON::PP::false;
 
-my @models = qw(breaks silent-stream hang comments dribble commented-stream early-usage long-stream many-events);
+my @models = qw(breaks silent-stream hang comments dribble commented-stream early-usage long-stream many-events large-event);
 $site->add_upstream("up-$_", $upstream) foreach @models;
 $site->sql(q{UPDATE regpilot.upstream SET secret_name = 'TEST_SECRET' WHERE name = 'up-breaks'});
 $site->add_upstream('second', $upstream);
@@ -37,6 +37,12 @@ my $answer = $site->chat($key, model => 'commented-stream');
 is(text_of($answer), 'done ', "an upstream's comments keep its answer going");
 is(scalar(() = $answer->{body} =~ /^: busy\n\n/mg), 20, 'and are passed on');
 is((events($answer->{body}))[-1], '[DONE]', 'to the end');
+
+$answer = $site->chat($key, model => 'large-event');
+is(text_of($answer), 'x' x 300_000 . ' ', 'an event that is read in a thread of its own');
+wait_until('the outcome', sub { $site->sql(q{SELECT count(*) FROM regpilot.request_log WHERE model = 'large-event'}) > 0 });
+is($site->sql(q{SELECT prompt_tokens, completion_tokens FROM regpilot.request_log WHERE model = 'large-event'}),
+	'7|1', 'tokens of its stream');
 
 # --- whatever breaks off ends in an error, and nothing after it
 

@@ -51,6 +51,7 @@ sub calls
 		sub { $chat->(model => 'over') },
 		sub { $chat->(model => 'ok', stream => $true) },
 		sub { $chat->(model => 'dies', stream => $true) },
+		sub { $chat->(model => 'large-event', stream => $true) },
 		sub { $chat->(model => 'error-500') },
 		sub { $leave->(model => 'long-stream') },
 		sub { $leave->(model => 'ok') });
@@ -92,7 +93,7 @@ foreach my $kind ('address,undefined', 'thread')
 	my ($limited_id, $limited) = $site->create_key(plan => 'free');
 	$site->add_upstream('plain', $site->start_upstream);
 	$site->add_upstream('gone', 'http://127.0.0.1:9/v1');
-	$site->add_routes([ 'over', 'gone', 'ok', 1 ], [ 'over', 'plain', 'ok', 2 ], map { [ $_, 'plain', $_ ] } qw(ok long-stream dies error-500));
+	$site->add_routes([ 'over', 'gone', 'ok', 1 ], [ 'over', 'plain', 'ok', 2 ], map { [ $_, 'plain', $_ ] } qw(ok long-stream dies large-event error-500));
 
 	my $end = time + $seconds;
 	my $serves = "$site->{dir}/serves";

@@ -187,6 +187,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_data("data: {}\n\n" * 100)
         self.wait(60)
 
+    def large_event(self):
+        self.stream(["x" * 300000], 0)
+
     def commented_stream(self):
         """Takes its time, but says that it is there."""
         self.start_stream()
@@ -408,7 +411,7 @@ class Handler(BaseHTTPRequestHandler):
         "bad-chunk": bad_chunk, "gzip": gzipped, "not-http": not_http, "endless-line": endless_line,
         "endless-head": endless_head, "endless-1xx": endless_1xx, "endless-body": endless_body,
         "endless-event": endless_event, "early-hints": early_hints, "http-1-0": http_1_0, "odd-stream": odd_stream,
-        "many-events": many_events, "commented-stream": commented_stream, "comments": comments, "dribble": dribble,
+        "many-events": many_events, "large-event": large_event, "commented-stream": commented_stream, "comments": comments, "dribble": dribble,
         "breaks": breaks, "early-usage": early_usage, "no-options": no_options, "absurd-usage": absurd_usage, "tools": tools, "embed": embed,
         "leak": leak,
     }

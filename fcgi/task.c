@@ -33,6 +33,8 @@
 
 /* Events taken from the kernel at once. */
 #define EVENTS_MAX 64
+/* ms that a task waits at most when the kernel cannot tell of its descriptors */
+#define WAIT_UNTOLD 50
 /* Stacks kept for tasks to come. */
 #define STACKS_KEPT 64
 /* Bytes below a stack that end the process when it overflows. */
@@ -340,19 +342,21 @@ poll_descriptors(Task *task, struct pollfd *polled, nfds_t count, int64_t deadli
 		if (polled[i].fd >= 0 && !await_descriptor(task, &polled[i]))
 			failed = true;
 	}
-	if (!failed)
-	{
-		task->polled = polled;
-		task->polled_count = count;
-		wait_until(task, deadline);
-		task->polled_count = 0;
-	}
+	/* Where that fails, others run all the same before the task tries again. */
+	if (failed && deadline > clock_ms() + WAIT_UNTOLD)
+		deadline = clock_ms() + WAIT_UNTOLD;
+	task->polled = polled;
+	task->polled_count = count;
+	wait_until(task, deadline);
+	task->polled_count = 0;
 	for (nfds_t i = 0; i < count; i++)
 	{
 		if (polled[i].fd >= 0 && polled[i].fd < task->loop->interests)
 			task->loop->interest[polled[i].fd].task = NULL;
 		happened += polled[i].revents != 0;
 	}
+	if (failed)
+		errno = ENOMEM;
 	return failed ? -1 : happened;
 }
 

@@ -140,6 +140,14 @@ relay_init(void)
 	return false;
 }
 
+static bool
+stop(Transfer *transfer, Stop why, const char *problem)
+{
+	transfer->stop = why;
+	snprintf(transfer->call->problem, sizeof(transfer->call->problem), "%s", problem);
+	return false;
+}
+
 /* ---- the thread's driver of libcurl ---- */
 
 /* Has the task of a call go on. */
@@ -196,13 +204,25 @@ static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *unused, void *unused_too)
 {
 	uint32_t events = 0;
+	Transfer *transfer = NULL;
 
-	(void) easy, (void) unused, (void) unused_too;
+	(void) unused, (void) unused_too;
 	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
 		events |= EPOLLIN;
 	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
 		events |= EPOLLOUT;
-	return task_watch(fd, events, on_ready) || events == 0 ? 0 : -1;
+	if (task_watch(fd, events, on_ready) || events == 0)
+		return 0;
+
+	/* -1 would end all calls of the thread. */
+	curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **) &transfer);
+	if (transfer != NULL)
+	{
+		stop(transfer, STOP_FAILED, "out of memory");
+		transfer->ended = true;
+		wake(transfer);
+	}
+	return 0;
 }
 
 /* libcurl's callback for the time until it wants to be called; -1: never. */
@@ -267,14 +287,6 @@ contains_secret(const UpstreamCall *call, const char *text, size_t length)
 {
 	return call->secret != NULL && length > 0 && strlen(call->secret) >= SECRET_SHORTEST &&
 		   memmem(text, length, call->secret, strlen(call->secret)) != NULL;
-}
-
-static bool
-stop(Transfer *transfer, Stop why, const char *problem)
-{
-	transfer->stop = why;
-	snprintf(transfer->call->problem, sizeof(transfer->call->problem), "%s", problem);
-	return false;
 }
 
 static bool

@@ -608,6 +608,19 @@ at_deadline(Transfer *transfer)
 	return ping(transfer);
 }
 
+/*
+ * Has libcurl look at a transfer again. When an address of a host has refused, 7.88 goes
+ * on to the next one only when it is called again, without having asked for that: until
+ * half the time to connect is over. Each change of what is paused has it do so.
+ */
+static void
+nudge(Transfer *transfer)
+{
+	curl_easy_pause(transfer->easy, CURLPAUSE_SEND);
+	curl_easy_pause(transfer->easy, CURLPAUSE_CONT);
+	check_timer();
+}
+
 /* Runs the transfer to its end, or until we stop it. */
 static void
 run(Transfer *transfer)
@@ -647,6 +660,8 @@ run(Transfer *transfer)
 			stop(transfer, STOP_CLIENT_GONE, "the client has gone");
 			break;
 		}
+		if (event == TASK_TIMED_OUT && sending && transfer->sent == 0)
+			nudge(transfer);
 	}
 	curl_multi_remove_handle(driver->multi, transfer->easy);
 	check_timer();

@@ -31,6 +31,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -46,6 +47,9 @@
 #define DESCRIPTORS_SHARED 20
 /* Those of a thread, beside its idle connections to upstreams. */
 #define DESCRIPTORS_THREAD 4
+/* Areas of memory that a connection takes: its stack and the guard of that; and all others of the process. */
+#define AREAS_EACH 2
+#define AREAS_SHARED 8192
 /* Idle connections to upstreams that all threads keep together; or one in so many descriptors. */
 #define IDLE_MAX 512
 #define DESCRIPTORS_IDLE 4
@@ -107,6 +111,36 @@ count_processors(void)
 	return sched_getaffinity(0, sizeof(processors), &processors) == 0 ? CPU_COUNT(&processors) : 1;
 }
 
+/* Areas of memory that a process may have; 0: unknown. */
+static int
+count_areas(void)
+{
+	FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+	int areas = 0;
+
+	if (file != NULL && fscanf(file, "%d", &areas) != 1)
+		areas = 0;
+	if (file != NULL)
+		fclose(file);
+	return areas;
+}
+
+/* Without areas, there would be no memory for anything else either. */
+static void
+bound_by_areas(void)
+{
+	int areas = count_areas();
+	int possible = areas > AREAS_SHARED + AREAS_EACH ? (areas - AREAS_SHARED) / AREAS_EACH : 1;
+
+	if (areas > 0 && config.max_connections > possible)
+	{
+		config.max_connections = possible;
+		log_info("serving at most %d connections at once, since this process may have %d areas of"
+				 " memory (vm.max_map_count)",
+				 possible, areas);
+	}
+}
+
 /* Of all the files that this process may open, so many connections are possible. */
 static void
 bound_connections(void)
@@ -154,6 +188,7 @@ server_init(void)
 
 	if (config.threads == 0)
 		config.threads = count_processors();
+	bound_by_areas();
 	bound_connections();
 
 	sigemptyset(&ending);

@@ -12,10 +12,10 @@
 EXTENSION = regpilot
 MODULE_big = regpilot
 OBJS = $(addprefix extension/, argument.o audit.o authorize.o catalog.o \
-	columns.o elements.o fold.o journal.o key.o lifecycle.o location.o member.o notify.o outcome.o ratelimit.o \
-	regpilot.o requestlog.o restore.o saved.o secret.o settings.o stale.o usage.o worker.o)
+	columns.o elements.o fold.o histogram.o journal.o key.o lifecycle.o location.o member.o notify.o outcome.o ratelimit.o \
+	regpilot.o requestlog.o restore.o rollup.o saved.o secret.o settings.o stale.o usage.o worker.o)
 DATA = extension/regpilot--1.0.sql
-REGRESS = setup key secret authorize ratelimit usage request_log audit members import \
+REGRESS = setup key secret authorize ratelimit usage request_log analytics audit members import \
 	rotate stale privileges
 
 # pg_regress cannot drop a database that the worker is connected to.

@@ -442,6 +442,183 @@ COMMENT ON FUNCTION regpilot.maintain_request_log(timestamptz) IS
 	'what the worker does hourly: make the partitions of the request log for the days to come, drop what is older than regpilot.log_retention';
 
 --
+-- Histograms of times in ms, for quantiles; see histogram.c. NULL is the empty one.
+--
+CREATE FUNCTION regpilot.histogram_count(internal, int) RETURNS internal
+	AS 'MODULE_PATHNAME', 'regpilot_histogram_count' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+CREATE FUNCTION regpilot.histogram_merge(internal, bigint[]) RETURNS internal
+	AS 'MODULE_PATHNAME', 'regpilot_histogram_merge' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+CREATE FUNCTION regpilot.histogram_final(internal) RETURNS bigint[]
+	AS 'MODULE_PATHNAME', 'regpilot_histogram_final' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+CREATE FUNCTION regpilot.histogram_add(bigint[], bigint[]) RETURNS bigint[]
+	AS 'MODULE_PATHNAME', 'regpilot_histogram_add' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+CREATE FUNCTION regpilot.histogram_quantile(histogram bigint[], fraction float8) RETURNS int
+	AS 'MODULE_PATHNAME', 'regpilot_histogram_quantile' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+CREATE AGGREGATE regpilot.histogram(int) (
+	SFUNC = regpilot.histogram_count,
+	STYPE = internal,
+	FINALFUNC = regpilot.histogram_final
+);
+CREATE AGGREGATE regpilot.histogram_sum(bigint[]) (
+	SFUNC = regpilot.histogram_merge,
+	STYPE = internal,
+	FINALFUNC = regpilot.histogram_final
+);
+
+--
+-- The rollup of the request log: sums of its rows, for analytics(); made by rollup.c.
+-- A partition a kind, since each is read by itself:
+--	hour, day			of all keys together
+--	key_hour, key_day	of each key
+--	key_total			of each key in a day, of all models together: counts alone
+-- Hours are kept as long as analytics() looks at them (a week, of a key two days), days
+-- as long as the log.
+--
+CREATE TABLE regpilot.request_rollup (
+	kind text NOT NULL,
+	project_id uuid NOT NULL,	-- no foreign keys, as in the log
+	since timestamptz NOT NULL,
+	key_id uuid,
+	environment text NOT NULL,
+	model text,
+	requests bigint NOT NULL,
+	failed_requests bigint NOT NULL,
+	prompt_tokens bigint NOT NULL,
+	completion_tokens bigint NOT NULL,
+	latency bigint[],
+	first_byte bigint[],
+	UNIQUE NULLS NOT DISTINCT (project_id, key_id, since, environment, model, kind)
+) PARTITION BY LIST (kind);
+CREATE INDEX request_rollup_since_idx ON regpilot.request_rollup (since, project_id, model);
+COMMENT ON COLUMN regpilot.request_rollup.since IS 'the beginning of the hour or day, in UTC';
+COMMENT ON COLUMN regpilot.request_rollup.latency IS 'a histogram of latency_ms; see histogram_quantile()';
+COMMENT ON COLUMN regpilot.request_rollup.first_byte IS 'a histogram of first_byte_ms';
+DO $$
+DECLARE
+	kind text;
+BEGIN
+	FOREACH kind IN ARRAY ARRAY['hour', 'day', 'key_hour', 'key_day', 'key_total']
+	LOOP
+		-- room in each page, so that updates stay heap-only
+		EXECUTE pg_catalog.format('CREATE TABLE regpilot.request_rollup_%s PARTITION OF regpilot.request_rollup'
+			' FOR VALUES IN (%L) WITH (fillfactor = 70)', kind, kind);
+	END LOOP;
+END
+$$;
+
+-- One row: the log's rows before that time are in the rollup, and the others are not.
+CREATE TABLE regpilot.request_rollup_progress (
+	rolled_up_to timestamptz NOT NULL,
+	only_row bool PRIMARY KEY DEFAULT true CHECK (only_row)
+);
+INSERT INTO regpilot.request_rollup_progress
+SELECT pg_catalog.date_trunc('day', pg_catalog.now(), 'UTC') WHERE NOT regpilot.restoring();
+
+CREATE FUNCTION regpilot.roll_up(upto timestamptz, slice interval) RETURNS timestamptz
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	SET plan_cache_mode = force_custom_plan
+	SET jit = off
+	SET enable_sort = off		-- the newest rows are not in the statistics: it would sort them to group them
+	AS $$
+DECLARE
+	lower timestamptz;
+	upper timestamptz;
+	today timestamptz := date_trunc('day', now(), 'UTC');
+BEGIN
+	SELECT rolled_up_to INTO lower FROM regpilot.request_rollup_progress FOR UPDATE;
+	IF NOT FOUND THEN
+		INSERT INTO regpilot.request_rollup_progress
+		VALUES (today - current_setting('regpilot.log_retention')::interval)
+		RETURNING rolled_up_to INTO lower;
+	END IF;
+	IF lower >= upto THEN
+		RETURN lower;
+	END IF;
+	upper := least(upto, lower + slice);
+
+	INSERT INTO regpilot.request_rollup AS r
+	SELECT *
+	FROM (
+		SELECT
+			CASE
+				WHEN grouping(key_id) = 1 THEN CASE WHEN grouping(day) = 1 THEN 'hour' ELSE 'day' END
+				WHEN grouping(model) = 1 THEN 'key_total'
+				WHEN grouping(day) = 1 THEN 'key_hour'
+				ELSE 'key_day'
+			END AS kind,
+			id, coalesce(hour, day) AS since, key_id, environment, model, count(*),
+			count(*) FILTER (WHERE status >= 400), sum(prompt_tokens), sum(completion_tokens),
+			CASE WHEN grouping(model) = 0 THEN regpilot.histogram(latency_ms) END,
+			CASE WHEN grouping(model) = 0 THEN regpilot.histogram(first_byte_ms) END
+		FROM (
+			SELECT p.id, date_trunc('hour', l.at, 'UTC') AS hour, date_trunc('day', l.at, 'UTC') AS day, l.*
+			FROM regpilot.project p CROSS JOIN LATERAL (
+				SELECT at, key_id, environment, model, status, prompt_tokens, completion_tokens, latency_ms, first_byte_ms
+				FROM regpilot.request_log
+				WHERE project_id = p.id AND at >= lower AND at < upper) l
+			) rows
+		GROUP BY GROUPING SETS (
+			(id, hour, environment, model), (id, day, environment, model),
+			(id, hour, key_id, environment, model), (id, day, key_id, environment, model),
+			(id, day, key_id, environment))
+		) sums
+	WHERE CASE kind
+			WHEN 'hour' THEN since >= today - interval '7 days'
+			WHEN 'key_hour' THEN since >= today - interval '1 day'
+			ELSE true
+		END
+	ON CONFLICT (project_id, key_id, since, environment, model, kind) DO UPDATE SET
+		requests = r.requests + excluded.requests,
+		failed_requests = r.failed_requests + excluded.failed_requests,
+		prompt_tokens = r.prompt_tokens + excluded.prompt_tokens,
+		completion_tokens = r.completion_tokens + excluded.completion_tokens,
+		latency = regpilot.histogram_add(r.latency, excluded.latency),
+		first_byte = regpilot.histogram_add(r.first_byte, excluded.first_byte);
+
+	-- a log that nobody writes to costs no write here either
+	IF FOUND OR upper < upto THEN
+		UPDATE regpilot.request_rollup_progress SET rolled_up_to = upper;
+	END IF;
+	RETURN upper;
+END
+$$;
+COMMENT ON FUNCTION regpilot.roll_up(timestamptz, interval) IS
+	'for the worker: roll up so much of the log, up to that time; returns up to which time it is rolled up';
+
+CREATE FUNCTION regpilot.forget_rollup(since timestamptz) RETURNS timestamptz
+	LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	day timestamptz := date_trunc('day', since, 'UTC');
+BEGIN
+	PERFORM FROM regpilot.request_rollup_progress FOR UPDATE;
+	DELETE FROM regpilot.request_rollup r WHERE r.since >= day;
+	UPDATE regpilot.request_rollup_progress SET rolled_up_to = least(rolled_up_to, day);
+	RETURN day;
+END
+$$;
+COMMENT ON FUNCTION regpilot.forget_rollup(timestamptz) IS
+	'for the worker: have the sums of that day and later made anew';
+
+CREATE FUNCTION regpilot.trim_rollup(horizon timestamptz) RETURNS void
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+	DELETE FROM regpilot.request_rollup WHERE since < horizon;
+	DELETE FROM regpilot.request_rollup WHERE kind = 'hour' AND since < date_trunc('day', now(), 'UTC') - interval '7 days';
+	DELETE FROM regpilot.request_rollup WHERE kind = 'key_hour' AND since < date_trunc('day', now(), 'UTC') - interval '1 day';
+$$;
+COMMENT ON FUNCTION regpilot.trim_rollup(timestamptz) IS
+	'for the upkeep of the log: delete sums that are not looked at, and those before the horizon';
+
+CREATE FUNCTION regpilot.roll_up_request_log(since timestamptz DEFAULT NULL) RETURNS void
+	AS 'MODULE_PATHNAME', 'regpilot_roll_up_request_log' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION regpilot.roll_up_request_log(timestamptz) IS
+	'what the worker does every 5 seconds: roll up the request log for analytics(); with a time, also anew that day and what came later, as rows that were put into the log by hand need';
+
+--
 -- Life of a key
 --
 CREATE FUNCTION regpilot.create_project(name text, plan text DEFAULT 'free') RETURNS uuid
@@ -634,6 +811,423 @@ FROM regpilot.project p
 	) t ON t.project_id = p.id;
 
 --
+-- Pages for people and programs, as JSON: of the log, of sums of it, of keys and of
+-- the audit. Each reads a bounded number of rows, through an index, whatever there is.
+--
+-- The members of a filter are strings, and one that is empty or null is not there.
+--
+CREATE FUNCTION regpilot.check_filter(filter jsonb, names text[]) RETURNS void
+	LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	unknown text;
+BEGIN
+	IF jsonb_typeof(filter) IS DISTINCT FROM 'object' THEN
+		RAISE EXCEPTION 'a filter must be a JSON object'
+			USING ERRCODE = 'invalid_parameter_value',
+				HINT = 'Its members may be: ' || array_to_string(names, ', ') || '.';
+	END IF;
+	SELECT min(name) INTO unknown FROM jsonb_object_keys(filter) name WHERE name <> ALL (names);
+	IF unknown IS NOT NULL THEN
+		RAISE EXCEPTION 'unknown parameter "%"', unknown
+			USING ERRCODE = 'invalid_parameter_value',
+				HINT = 'There are: ' || array_to_string(names, ', ') || '.';
+	END IF;
+END
+$$;
+
+CREATE FUNCTION regpilot.filter_value(filter jsonb, name text, pattern text, valid text) RETURNS text
+	LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+	AS $$
+DECLARE
+	value text := nullif(filter ->> name, '');
+BEGIN
+	IF value IS NOT NULL AND (jsonb_typeof(filter -> name) NOT IN ('string', 'number') OR value !~ pattern) THEN
+		RAISE EXCEPTION 'invalid value for "%": "%"', name, value
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Valid is ' || valid || '.';
+	END IF;
+	RETURN value;
+END
+$$;
+COMMENT ON FUNCTION regpilot.filter_value(jsonb, text, text, text) IS
+	'a member of a filter, which must match the pattern; NULL if it is not there';
+
+CREATE FUNCTION regpilot.filter_time(filter jsonb, name text) RETURNS timestamptz
+	LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, YMD'
+	AS $$
+DECLARE
+	valid text := 'a time such as 2026-11-24T03:00:00Z';
+	value text := regpilot.filter_value(filter, name,
+		'^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d(:?\d\d)?)?)?$', valid);
+BEGIN
+	RETURN value::timestamptz;
+EXCEPTION
+	WHEN data_exception THEN
+		RAISE EXCEPTION 'invalid value for "%": "%"', name, filter ->> name
+			USING ERRCODE = 'invalid_parameter_value', HINT = 'Valid is ' || valid || '.';
+END
+$$;
+COMMENT ON FUNCTION regpilot.filter_time(jsonb, text) IS 'a member of a filter that is a time, of UTC where it names no zone';
+
+CREATE FUNCTION regpilot.log_page(project uuid, filter jsonb DEFAULT '{}') RETURNS jsonb
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	SET plan_cache_mode = force_custom_plan
+	SET jit = off
+	SET enable_sort = off		-- the index has the rows in order; to sort them is to read all
+	AS $$
+#variable_conflict use_column
+DECLARE
+	rows_max CONSTANT int := 50000;		-- that one call reads
+	uuid_pattern CONSTANT text := '^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$';
+	page_size int;
+	lower timestamptz;
+	upper timestamptz;
+	key uuid;
+	env text;
+	of_model text;
+	status_text text;
+	status_min int := 0;
+	status_max int := 2147483647;
+	position text;
+	before_at timestamptz := 'infinity';
+	before_id bigint := 9223372036854775807;
+	page jsonb;
+	next_cursor text;
+BEGIN
+	PERFORM regpilot.check_filter(filter,
+		'{from,to,key_id,environment,model,status,limit,cursor}');
+	lower := coalesce(regpilot.filter_time(filter, 'from'), '-infinity');
+	upper := coalesce(regpilot.filter_time(filter, 'to'), 'infinity');
+	key := regpilot.filter_value(filter, 'key_id', uuid_pattern, 'the id of a key');
+	env := regpilot.filter_value(filter, 'environment', '^(dev|staging|prod|ci|other)$', 'dev, staging, prod, ci or other');
+	of_model := regpilot.filter_value(filter, 'model', '', 'a name');
+	status_text := regpilot.filter_value(filter, 'status', '^([1-5]\d\d|[1-5]xx|failed)$', 'a number from 100 to 599, 2xx, 4xx, 5xx or failed');
+	page_size := coalesce(regpilot.filter_value(filter, 'limit', '^([1-9]\d{0,2}|1000)$', 'a number from 1 to 1000'), '100');
+	position := regpilot.filter_value(filter, 'cursor', '^-?\d{1,18}\.\d{1,18}$', 'next_cursor of another page');
+
+	IF status_text = 'failed' THEN
+		status_min := 400;
+	ELSIF status_text LIKE '%xx' THEN
+		status_min := left(status_text, 1)::int * 100;
+		status_max := status_min + 99;
+	ELSIF status_text IS NOT NULL THEN
+		status_min := status_text;
+		status_max := status_min;
+	END IF;
+	IF position IS NOT NULL THEN
+		before_at := timestamptz 'epoch' + interval '1 microsecond' * split_part(position, '.', 1)::bigint;
+		before_id := split_part(position, '.', 2);
+	END IF;
+
+	WITH found AS MATERIALIZED (
+		SELECT r.*, row_number() OVER (ORDER BY at DESC, id DESC) AS number
+		FROM (
+			SELECT *
+			FROM regpilot.request_log
+			WHERE project_id = project AND at >= lower AND at < upper AND at <= before_at AND (at, id) < (before_at, before_id)
+			ORDER BY at DESC, id DESC
+			LIMIT rows_max
+			) r
+		WHERE (key IS NULL OR key_id = key) AND (env IS NULL OR environment = env) AND (of_model IS NULL OR model = of_model)
+			AND status BETWEEN status_min AND status_max
+		ORDER BY at DESC, id DESC
+		LIMIT page_size + 1
+	)
+	SELECT
+		coalesce(jsonb_agg(jsonb_build_object(
+			'at', to_char(f.at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+			'id', f.id,
+			'key_id', f.key_id,
+			'key_name', k.name,
+			'key_hint', k.hint,
+			'environment', f.environment,
+			'model', f.model,
+			'status', f.status,
+			'latency_ms', f.latency_ms,
+			'first_byte_ms', f.first_byte_ms,
+			'prompt_tokens', f.prompt_tokens,
+			'completion_tokens', f.completion_tokens) ORDER BY f.at DESC, f.id DESC) FILTER (WHERE number <= page_size), '[]'),
+		CASE WHEN count(*) > page_size THEN
+			min((extract(epoch FROM f.at) * 1000000)::bigint || '.' || f.id) FILTER (WHERE number = page_size)
+		END
+	INTO page, next_cursor
+	FROM found f LEFT JOIN regpilot.api_key k ON k.id = f.key_id AND k.project_id = project;	-- not one that was moved
+
+	-- not enough: the next call goes on after the rows that this one has read
+	IF next_cursor IS NULL THEN
+		SELECT (extract(epoch FROM at) * 1000000)::bigint || '.' || id
+		INTO next_cursor
+		FROM regpilot.request_log
+		WHERE project_id = project AND at >= lower AND at < upper AND at <= before_at AND (at, id) < (before_at, before_id)
+		ORDER BY at DESC, id DESC
+		OFFSET rows_max - 1 LIMIT 1;
+	END IF;
+	RETURN jsonb_build_object('data', page, 'next_cursor', next_cursor);
+END
+$$;
+COMMENT ON FUNCTION regpilot.log_page(uuid, jsonb) IS
+	'rows of a project''s request log, newest first; filter: from, to, key_id, environment, model, status (a number, 2xx, 4xx, 5xx or failed), limit (100; at most 1000), cursor. A call reads at most 50000 rows: with a filter that few match a page may be short, or empty, and have a next_cursor';
+
+CREATE FUNCTION regpilot.analytics(project uuid, filter jsonb DEFAULT '{}') RETURNS jsonb
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	SET plan_cache_mode = force_custom_plan
+	SET jit = off
+	SET enable_sort = off		-- the newest rows are not in the statistics: it would sort them to group them
+	SET work_mem = '32MB'
+	AS $$
+#variable_conflict use_column
+DECLARE
+	list_max CONSTANT int := 100;		-- keys, models
+	period text;
+	key uuid;
+	env text;
+	of_model text;
+	unit text;				-- of the sums read
+	slots timestamptz[];	-- their hours or days
+	days timestamptz[];		-- that begin in the period
+	lower timestamptz;
+	upper timestamptz;
+	rolled_up_to timestamptz;
+	result jsonb;
+BEGIN
+	PERFORM regpilot.check_filter(filter, '{period,key_id,environment,model}');
+	period := coalesce(regpilot.filter_value(filter, 'period', '^(day|week|month)$', 'day, week or month'), 'day');
+	key := regpilot.filter_value(filter, 'key_id', '^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$', 'the id of a key');
+	env := regpilot.filter_value(filter, 'environment', '^(dev|staging|prod|ci|other)$', 'dev, staging, prod, ci or other');
+	of_model := regpilot.filter_value(filter, 'model', '', 'a name');
+
+	-- whole hours and days of UTC, the last of which is not over; hours of a key are not kept for a week
+	unit := CASE WHEN period = 'day' OR period = 'week' AND key IS NULL THEN 'hour' ELSE 'day' END;
+	upper := date_trunc(unit, statement_timestamp(), 'UTC') + ('1 ' || unit)::interval;
+	lower := CASE period
+		WHEN 'day' THEN upper - interval '24 hours'
+		ELSE date_trunc('day', statement_timestamp(), 'UTC') - interval '24 hours' * CASE period WHEN 'week' THEN 6 ELSE 29 END
+	END;
+	slots := ARRAY(SELECT * FROM generate_series(lower, upper - interval '1 microsecond', CASE unit WHEN 'hour' THEN interval '1 hour' ELSE interval '24 hours' END));
+	days := ARRAY(SELECT slot FROM unnest(slots) slot WHERE slot = date_trunc('day', slot, 'UTC') ORDER BY slot);
+	rolled_up_to := greatest(lower, coalesce((SELECT p.rolled_up_to FROM regpilot.request_rollup_progress p), lower));
+
+	WITH recent AS MATERIALIZED (		-- what is not rolled up yet
+		SELECT date_trunc(unit, at, 'UTC') AS since, environment, model, key_id, count(*) AS requests,
+			count(*) FILTER (WHERE status >= 400) AS failed_requests, sum(prompt_tokens) AS prompt_tokens,
+			sum(completion_tokens) AS completion_tokens, regpilot.histogram(latency_ms) AS latency,
+			regpilot.histogram(first_byte_ms) AS first_byte
+		FROM regpilot.request_log
+		WHERE project_id = project AND at >= rolled_up_to AND at < upper
+			AND (key IS NULL OR key_id = key) AND (env IS NULL OR environment = env) AND (of_model IS NULL OR model = of_model)
+		GROUP BY 1, 2, 3, 4
+	), sums AS MATERIALIZED (
+		SELECT since, environment, model, requests, failed_requests, prompt_tokens, completion_tokens, latency, first_byte
+		FROM regpilot.request_rollup
+		WHERE kind = CASE WHEN key IS NULL THEN '' ELSE 'key_' END || unit AND project_id = project AND since = ANY (slots)
+			AND (key IS NULL OR key_id = key) AND (env IS NULL OR environment = env) AND (of_model IS NULL OR model = of_model)
+		UNION ALL
+		SELECT since, environment, model, requests, failed_requests, prompt_tokens, completion_tokens, latency, first_byte
+		FROM recent
+	), grouped AS MATERIALIZED (
+		SELECT grouping(since, environment, model) AS set, since, environment, model,
+			coalesce(sum(requests), 0) AS requests,
+			coalesce(sum(failed_requests), 0) AS failed_requests,
+			coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
+			coalesce(sum(completion_tokens), 0) AS completion_tokens,
+			regpilot.histogram_sum(latency) AS latency,
+			regpilot.histogram_sum(first_byte) AS first_byte
+		FROM sums
+		GROUP BY GROUPING SETS ((), (since), (environment), (model))
+	), counted AS (
+		SELECT *,
+			jsonb_build_object('requests', requests, 'failed_requests', failed_requests,
+				'prompt_tokens', prompt_tokens, 'completion_tokens', completion_tokens) AS counts,
+			jsonb_build_object('p50', regpilot.histogram_quantile(latency, 0.5), 'p95', regpilot.histogram_quantile(latency, 0.95),
+				'p99', regpilot.histogram_quantile(latency, 0.99)) AS quantiles
+		FROM grouped
+	), sums_of_keys AS (	-- by whole days, and hours of the one before where the period begins within it
+		SELECT key_id, requests, failed_requests, prompt_tokens, completion_tokens
+		FROM regpilot.request_rollup
+		WHERE kind = CASE WHEN of_model IS NULL AND key IS NULL THEN 'key_total' ELSE 'key_day' END
+			AND project_id = project AND since = ANY (days)
+			AND (key IS NULL OR key_id = key) AND (env IS NULL OR environment = env) AND (of_model IS NULL OR model = of_model)
+		UNION ALL
+		SELECT key_id, requests, failed_requests, prompt_tokens, completion_tokens
+		FROM regpilot.request_rollup
+		WHERE kind = 'key_hour' AND project_id = project AND since = ANY (slots) AND since < days[1]
+			AND (key IS NULL OR key_id = key) AND (env IS NULL OR environment = env) AND (of_model IS NULL OR model = of_model)
+		UNION ALL
+		SELECT key_id, requests, failed_requests, prompt_tokens, completion_tokens
+		FROM recent
+	), keys AS (
+		SELECT key_id, sum(requests) AS requests, sum(failed_requests) AS failed_requests,
+			sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens
+		FROM sums_of_keys
+		GROUP BY key_id
+		ORDER BY requests DESC, key_id
+		LIMIT list_max
+	)
+	SELECT jsonb_build_object(
+		'keys', (
+			SELECT coalesce(jsonb_agg(jsonb_build_object('key_id', key_id, 'name', k.name, 'hint', k.hint, 'requests', requests,
+				'failed_requests', failed_requests, 'prompt_tokens', prompt_tokens, 'completion_tokens', completion_tokens)
+				ORDER BY requests DESC, key_id), '[]')
+			FROM keys LEFT JOIN regpilot.api_key k ON k.id = key_id AND k.project_id = project),
+		'totals', (
+			SELECT counts || jsonb_build_object(
+				'error_rate', coalesce(round(100.0 * failed_requests / nullif(requests, 0), 2), 0),
+				'latency_ms', quantiles,
+				'first_byte_ms', jsonb_build_object('p50', regpilot.histogram_quantile(first_byte, 0.5),
+					'p95', regpilot.histogram_quantile(first_byte, 0.95), 'p99', regpilot.histogram_quantile(first_byte, 0.99)))
+			FROM counted WHERE set = 7),
+		'series', (
+			SELECT jsonb_agg(jsonb_build_object('at', to_char(slot AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')) ||
+				coalesce(counts || jsonb_build_object('latency_ms', quantiles),
+					'{"requests": 0, "failed_requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "latency_ms": {"p50": null, "p95": null, "p99": null}}')
+				ORDER BY slot)
+			FROM unnest(slots) slot LEFT JOIN counted ON since = slot AND set = 3),
+		'environments', (
+			SELECT coalesce(jsonb_agg(jsonb_build_object('environment', environment) || counts ORDER BY requests DESC, environment), '[]')
+			FROM counted WHERE set = 5),
+		'models', (
+			SELECT coalesce(jsonb_agg(jsonb_build_object('model', model) || counts || jsonb_build_object('latency_ms', quantiles)
+				ORDER BY requests DESC, model), '[]')
+			FROM (SELECT * FROM counted WHERE set = 6 ORDER BY requests DESC, model LIMIT list_max) m))
+	INTO result;
+
+	RETURN jsonb_build_object(
+		'period', period,
+		'from', to_char(lower AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+		'to', to_char(upper AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+		'interval', '1 ' || unit) || result;
+END
+$$;
+COMMENT ON FUNCTION regpilot.analytics(uuid, jsonb) IS
+	'sums and quantiles of a project''s request log; filter: period (day: the last 24 hours; week, month: the last 7 or 30 days of UTC, each with the one that is not over), key_id, environment, model. By the hour; a month, and the week of a key, by the day';
+
+CREATE FUNCTION regpilot.audit_page(project uuid, filter jsonb DEFAULT '{}') RETURNS jsonb
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	SET plan_cache_mode = force_custom_plan
+	AS $$
+#variable_conflict use_column
+DECLARE
+	page_size int;
+	key uuid;
+	before bigint;
+	page jsonb;
+	next_cursor text;
+BEGIN
+	PERFORM regpilot.check_filter(filter, '{key_id,limit,cursor}');
+	key := regpilot.filter_value(filter, 'key_id', '^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$', 'the id of a key');
+	page_size := coalesce(regpilot.filter_value(filter, 'limit', '^([1-9]\d{0,2}|1000)$', 'a number from 1 to 1000'), '100');
+	before := coalesce(regpilot.filter_value(filter, 'cursor', '^\d{1,18}$', 'next_cursor of another page'), '9223372036854775807');
+
+	WITH found AS (
+		SELECT a.*, row_number() OVER (ORDER BY id DESC) AS number
+		FROM (
+			SELECT *
+			FROM regpilot.audit_log
+			WHERE project_id = project AND (key IS NULL OR key_id = key) AND id < before
+			ORDER BY id DESC
+			LIMIT page_size + 1
+			) a
+	)
+	SELECT
+		coalesce(jsonb_agg(jsonb_build_object(
+			'at', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+			'id', id,
+			'role', role,
+			'action', action,
+			'table_name', table_name,
+			'key_id', key_id,
+			'object', object,
+			'old', old,
+			'new', new) ORDER BY id DESC) FILTER (WHERE number <= page_size), '[]'),
+		CASE WHEN count(*) > page_size THEN min(id) FILTER (WHERE number = page_size) END
+	INTO page, next_cursor
+	FROM found;
+	RETURN jsonb_build_object('data', page, 'next_cursor', next_cursor);
+END
+$$;
+COMMENT ON FUNCTION regpilot.audit_page(uuid, jsonb) IS
+	'what befell a project or one of its keys, newest first; filter: key_id, limit (100; at most 1000), cursor';
+
+CREATE FUNCTION regpilot.key_page(project uuid, filter jsonb DEFAULT '{}') RETURNS jsonb
+	LANGUAGE plpgsql STABLE
+	SET search_path = pg_catalog, pg_temp
+	SET plan_cache_mode = force_custom_plan
+	SET jit = off
+	SET timezone = 'UTC'
+	SET datestyle = 'ISO, YMD'
+	AS $$
+#variable_conflict use_column
+DECLARE
+	page_size int;
+	search text;
+	of_status text;
+	position text;
+	before_at timestamptz := 'infinity';
+	before_id uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+	ids uuid[];
+	total bigint;
+	next_cursor text;
+	page jsonb;
+BEGIN
+	PERFORM regpilot.check_filter(filter, '{search,status,limit,cursor}');
+	search := lower(regpilot.filter_value(filter, 'search', '', 'a part of a name or a hint'));
+	of_status := regpilot.filter_value(filter, 'status', '^(active|inactive|expired|revoked|flagged|rotation_due)$',
+		'active, inactive, expired, revoked, flagged or rotation_due');
+	page_size := coalesce(regpilot.filter_value(filter, 'limit', '^([1-9]\d{0,2}|1000)$', 'a number from 1 to 1000'), '100');
+	position := regpilot.filter_value(filter, 'cursor', '^-?\d{1,18}\.[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$', 'next_cursor of another page');
+	IF position IS NOT NULL THEN
+		before_at := timestamptz 'epoch' + interval '1 microsecond' * split_part(position, '.', 1)::bigint;
+		before_id := split_part(position, '.', 2);
+	END IF;
+
+	-- which keys, without their usage; then the page, whole
+	WITH matching AS MATERIALIZED (
+		SELECT key_id, created_at
+		FROM regpilot.key_overview
+		WHERE project_id = $1		-- "project" is a column
+			AND (search IS NULL OR strpos(lower(name), search) > 0 OR strpos(lower(hint), search) > 0)
+			AND CASE of_status
+				WHEN 'flagged' THEN flagged_at IS NOT NULL AND status <> 'revoked'
+				WHEN 'rotation_due' THEN rotation_due
+				ELSE of_status IS NULL OR status = of_status
+			END
+	), found AS (
+		SELECT key_id, created_at
+		FROM matching
+		WHERE (created_at, key_id) < (before_at, before_id)
+		ORDER BY created_at DESC, key_id DESC
+		LIMIT page_size + 1
+	)
+	SELECT array_agg(key_id ORDER BY created_at DESC, key_id DESC),
+		CASE WHEN count(*) > page_size THEN
+			(array_agg((extract(epoch FROM created_at) * 1000000)::bigint || '.' || key_id ORDER BY created_at DESC, key_id DESC))[page_size]
+		END,
+		(SELECT count(*) FROM matching)
+	INTO ids, next_cursor, total
+	FROM found;
+
+	SELECT coalesce(jsonb_agg(to_jsonb(o) ORDER BY created_at DESC, key_id DESC), '[]')
+	INTO page
+	FROM regpilot.key_overview o
+	WHERE key_id = ANY (ids[:page_size]);
+	RETURN jsonb_build_object('data', page, 'next_cursor', next_cursor, 'total', total);
+END
+$$;
+COMMENT ON FUNCTION regpilot.key_page(uuid, jsonb) IS
+	'rows of key_overview, newest first; filter: search (in names and hints), status (active, inactive, expired, revoked, flagged, rotation_due), limit (100; at most 1000), cursor';
+
+-- For the responder, which knows the project from a key's verdict.
+CREATE FUNCTION regpilot.key_log(project uuid, filter jsonb) RETURNS jsonb
+	LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+	AS $$ SELECT regpilot.log_page(project, filter) $$;
+CREATE FUNCTION regpilot.key_analytics(project uuid, filter jsonb) RETURNS jsonb
+	LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+	AS $$ SELECT regpilot.analytics(project, filter) $$;
+
+--
 -- Dump and restore. Rows belong to a dump, also those that were seeded: they may
 -- have been changed or deleted since.
 --
@@ -651,6 +1245,12 @@ SELECT pg_catalog.pg_extension_config_dump('regpilot.audit_log', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.audit_log_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.request_log_default', '');
 SELECT pg_catalog.pg_extension_config_dump('regpilot.request_log_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_rollup_hour', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_rollup_day', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_rollup_key_hour', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_rollup_key_day', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_rollup_key_total', '');
+SELECT pg_catalog.pg_extension_config_dump('regpilot.request_rollup_progress', '');
 
 -- Take the rows back in any order; see restore.c.
 CREATE FUNCTION regpilot.trust_dump() RETURNS trigger
@@ -687,25 +1287,35 @@ GRANT EXECUTE ON FUNCTION
 	regpilot.authorize_many(int[], regpilot.secret[], text[], text[]),
 	regpilot.record_many(uuid[], text[], int[], int[], text[], bigint[], bigint[], int[])
 	TO regpilot_responder;
+GRANT EXECUTE ON FUNCTION regpilot.key_log(uuid, jsonb), regpilot.key_analytics(uuid, jsonb) TO regpilot_responder;
 GRANT SELECT ON regpilot.upstream, regpilot.route TO regpilot_responder;
 
 GRANT SELECT ON regpilot.plan, regpilot.project, regpilot.project_member, regpilot.key_usage,
 	regpilot.usage_history, regpilot.usage_hourly, regpilot.upstream, regpilot.route,
-	regpilot.audit_log, regpilot.request_log, regpilot.key_overview, regpilot.project_overview
+	regpilot.audit_log, regpilot.request_log, regpilot.request_rollup, regpilot.request_rollup_progress,
+	regpilot.key_overview, regpilot.project_overview
 	TO regpilot_reader, regpilot_admin;
 -- all of a key but its digest
 GRANT SELECT (id, project_id, name, environment, hint, permissions, requests_per_minute, active,
 	revoked_at, revoke_reason, expires_at, rotated_from, created_at, created_by, flagged_at,
 	reviewed_at) ON regpilot.api_key TO regpilot_reader, regpilot_admin;
 GRANT EXECUTE ON FUNCTION regpilot.key_checksum_ok(text), regpilot.my_projects(),
-	regpilot.shared_memory_status() TO regpilot_reader;
+	regpilot.shared_memory_status(), regpilot.histogram(int), regpilot.histogram_sum(bigint[]),
+	regpilot.histogram_quantile(bigint[], float8), regpilot.filter_value(jsonb, text, text, text),
+	regpilot.filter_time(jsonb, text), regpilot.check_filter(jsonb, text[]),
+	regpilot.log_page(uuid, jsonb), regpilot.analytics(uuid, jsonb), regpilot.audit_page(uuid, jsonb),
+	regpilot.key_page(uuid, jsonb) TO regpilot_reader;
 
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA regpilot TO regpilot_admin;
 GRANT INSERT, UPDATE, DELETE ON regpilot.plan, regpilot.project, regpilot.project_member,
 	regpilot.api_key, regpilot.upstream, regpilot.route TO regpilot_admin;
 
 -- Who may name the time of the request log's upkeep may have all of it dropped.
-REVOKE EXECUTE ON FUNCTION regpilot.maintain_request_log(timestamptz) FROM regpilot_admin;
+REVOKE EXECUTE ON FUNCTION regpilot.maintain_request_log(timestamptz), regpilot.roll_up_request_log(timestamptz),
+	regpilot.roll_up(timestamptz, interval), regpilot.forget_rollup(timestamptz),
+	regpilot.trim_rollup(timestamptz) FROM regpilot_admin;
+-- for the responder, which answers for the project
+REVOKE EXECUTE ON FUNCTION regpilot.key_log(uuid, jsonb), regpilot.key_analytics(uuid, jsonb) FROM regpilot_admin;
 
 -- Triggers need no EXECUTE. Who has it can make triggers of these functions on
 -- tables of his own, and so feed the audit log and the listeners what he likes.
@@ -740,6 +1350,7 @@ BEGIN
 			('api_key', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
 			('audit_log', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
 			('request_log', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
+			('request_rollup', 'project_id = ANY ((SELECT regpilot.my_projects())::uuid[])'),
 			-- the policy of api_key, which holds in the subquery too, does the rest
 			('key_usage', 'EXISTS (SELECT FROM regpilot.api_key k WHERE k.id = key_id)'),
 			('usage_history', 'EXISTS (SELECT FROM regpilot.api_key k WHERE k.id = key_id)')

@@ -259,10 +259,11 @@ requestlog_append(const RequestLogEntry *entries, int count)
 	if (count == 0 || XactReadOnly)
 		return;
 
-	make_rows(entries, count);
 	log = find_log();
 	caller = become_owner(log);
+	/* before the clock is read: rollup.c finds by this lock who may still write rows of a time */
 	relation = table_open(log, RowExclusiveLock);
+	make_rows(entries, count);
 
 	/* what COPY reads is in the encoding of the client, who shall be us */
 	settings = NewGUCNestLevel();
@@ -579,7 +580,12 @@ maintain(TimestampTz now, bool drop)
 	caller = become_owner(log);
 	SPI_connect();
 	if (drop)
+	{
 		delete_rows(&partitions, horizon);
+		attempt(execute,
+				psprintf("SELECT regpilot.trim_rollup('%s')", format_time(day_of(horizon))),
+				"delete old sums of the request log");
+	}
 	create_partitions(log, &partitions, now);
 	/* last, as it locks all out until the end of the transaction */
 	if (drop)

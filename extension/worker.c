@@ -2,8 +2,8 @@
  *
  * worker.c
  *		The background worker that writes the usage counters to the journal, adds
- *		that to the totals and, every hour, flags stale keys and makes and drops
- *		partitions of the request log.
+ *		that to the totals, rolls up the request log every five seconds and, every hour,
+ *		flags stale keys and makes and drops partitions of the request log.
  *
  * A flush is one transaction: it writes what was counted since the last one.
  * Only when that has been committed are the counters lessened by as much.  An
@@ -37,6 +37,7 @@
 #include "fold.h"
 #include "journal.h"
 #include "requestlog.h"
+#include "rollup.h"
 #include "saved.h"
 #include "stale.h"
 #include "usage.h"
@@ -48,6 +49,7 @@
 #define FOLD_BATCH 4096				/* keys and environments added to the totals with each flush */
 #define ROUND_BATCH 1024 /* the same of a round: brief, since requests wait for the processor */
 #define ROUND_REST 4	 /* pause after it, as a multiple of its processor time */
+#define ROLLUP_REST 2	 /* the same after a part of a rollup */
 #define ROUND_RETRY                                                                                \
 	(100 * INT64CONST(1000)) /* microseconds; of a round, while the totals are locked */
 #define STOP_POLL_MS 10
@@ -249,6 +251,39 @@ upkeep(TimestampTz as_of)
 }
 
 /*
+ * Roll up some of the request log.  Returns after how many milliseconds to come
+ * again.  Errors as above.
+ */
+static int
+roll_up(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int64 began = processor_time();
+	volatile int next = UPKEEP_RETRY_MS;
+
+	PG_TRY();
+	{
+		begin("rolling up the request log");
+		/* what a crash undoes of this is done again */
+		(void) set_config_option("synchronous_commit", "off", PGC_SUSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+		next = rollup_step(GetCurrentTimestamp());
+		commit();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		AbortCurrentTransaction();
+		FlushErrorState();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	rest(context);
+	return Max(next, (processor_time() - began) * ROLLUP_REST / 1000);
+}
+
+/*
  * At a stop of the server sessions are told to end at the same time as we are.
  * Wait until they have, so that what they still count is flushed too.  What
  * comes even later is saved by the postmaster; see saved.c.
@@ -293,6 +328,7 @@ regpilot_worker_main(Datum main_arg)
 	int64 next_flush = 0;
 	int64 next_fold = PG_INT64_MAX;
 	int64 next_upkeep = 0;
+	int64 next_rollup = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -312,7 +348,7 @@ regpilot_worker_main(Datum main_arg)
 
 	while (!ShutdownRequestPending)
 	{
-		int events = wait_until(Min(next_flush, next_fold));
+		int events = wait_until(Min(Min(next_flush, next_fold), next_rollup));
 
 		if (events & WL_LATCH_SET || usage_clock() >= next_flush)
 		{
@@ -339,6 +375,8 @@ regpilot_worker_main(Datum main_arg)
 			if (usage_requested_flush() != round.request)
 				SetLatch(MyLatch); /* who asked meanwhile */
 		}
+		if (usage_clock() >= next_rollup)
+			next_rollup = usage_clock() + roll_up() * INT64CONST(1000);
 		MemoryContextReset(context);
 	}
 

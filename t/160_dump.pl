@@ -95,13 +95,17 @@ $site->sql(<<~SQL);
 	SELECT regpilot.maintain_request_log();
 	INSERT INTO regpilot.request_log (at, project_id, key_id, status, prompt_tokens, completion_tokens, environment)
 	SELECT '2099-01-01 00:00+00', project_id, id, 200, 0, 0, 'ci' FROM regpilot.api_key;
+	SELECT regpilot.record_many(array_agg(id), array_agg('ci'::text), array_agg(200), array_agg(1), array_agg('m'::text),
+		array_agg(1::bigint), array_agg(1::bigint)) FROM regpilot.api_key;
+	SELECT regpilot.roll_up_request_log();
 	SELECT regpilot.flush_usage();
 	INSERT INTO regpilot.usage_journal
 	VALUES (7, gen_random_uuid(), '{$id{moved}}', '{ci}', '{2026-01-01 10:00+00}', '{1}', '{0}', '{2}', '{3}', '{NULL}');
 	SQL
 
 my $before = contents($node, 'regpilot');
-foreach my $table (qw(plan project project_member api_key key_usage usage_journal upstream route audit_log request_log_default))
+foreach my $table (qw(plan project project_member api_key key_usage usage_journal upstream route audit_log request_log_default
+	request_rollup_day request_rollup_hour request_rollup_key_day request_rollup_key_hour request_rollup_key_total))
 {
 	isnt($before->{$table}, '', "$table has rows to dump");
 }

@@ -29,6 +29,8 @@ my $expectation = <<~'END';
 	table route                  SIUD   S          S       S       -
 	table audit_log              S      -          S       S       -
 	table request_log            S      -          S       S       -
+	table request_rollup         S      -          S       S       -
+	table request_rollup_progress S     -          S       S       -
 	view key_overview            S      -          S       S       -
 	view project_overview        S      -          S       S       -
 	view usage_hourly            S      -          S       S       -
@@ -57,6 +59,26 @@ my $expectation = <<~'END';
 	function shared_memory_status X     -          X       X       -
 	function my_projects         X      -          X       X       -
 	function maintain_request_log -     -          -       -       -
+	function roll_up_request_log -      -          -       -       -
+	function roll_up             -      -          -       -       -
+	function forget_rollup       -      -          -       -       -
+	function trim_rollup         -      -          -       -       -
+	function log_page            X      -          X       X       -
+	function analytics           X      -          X       X       -
+	function audit_page          X      -          X       X       -
+	function key_page            X      -          X       X       -
+	function key_log             -      X          -       -       -
+	function key_analytics       -      X          -       -       -
+	function check_filter        X      -          X       X       -
+	function filter_value        X      -          X       X       -
+	function filter_time         X      -          X       X       -
+	function histogram           X      -          X       X       -
+	function histogram_sum       X      -          X       X       -
+	function histogram_quantile  X      -          X       X       -
+	function histogram_add       X      -          -       -       -
+	function histogram_count     X      -          -       -       -
+	function histogram_merge     X      -          -       -       -
+	function histogram_final     X      -          -       -       -
 	function restoring           X      -          -       -       -
 	function secret_in           X      -          -       -       -
 	function secret_out          X      -          -       -       -

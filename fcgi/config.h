@@ -23,6 +23,8 @@ typedef struct Config
 	int max_connections;	 /* of the web server at once */
 	int kept_upstreams;		 /* idle connections to upstreams that a thread keeps */
 	int max_streams;		 /* answers relayed at once */
+	int max_sessions;		 /* of the dashboard */
+	int session_idle;		 /* ms after which one ends */
 	int max_body;			 /* bytes */
 	int database_timeout;	 /* ms */
 	int connect_timeout;	 /* ms */

@@ -66,14 +66,27 @@ finish_connecting(PGconn *connection, int64_t deadline, char *error)
 	return true;
 }
 
-PGconn *
-database_connect(const char *conninfo, const char *application_name, int statement_timeout,
-				 int64_t deadline, char *error)
+/* Whether the server asked for the password, where one is to be checked. */
+static bool
+is_authenticated(PGconn *connection, const char *password, char *error)
 {
-	const char *const keywords[] = {"dbname", "fallback_application_name", "client_encoding", NULL};
-	const char *const values[] = {conninfo, application_name, "UTF8", NULL};
+	if (password == NULL || PQconnectionUsedPassword(connection))
+		return true;
+	snprintf(error, DATABASE_ERROR_SIZE,
+			 "the server did not ask for a password (pg_hba.conf: scram-sha-256)");
+	return false;
+}
+
+/* role NULL: that of conninfo. */
+static PGconn *
+connect_as(const char *conninfo, const char *role, const char *password,
+		   const char *application_name, const char *settings, int64_t deadline, char *error)
+{
+	/* Of two with a value the last one counts. */
+	const char *const name = role != NULL ? "application_name" : "fallback_application_name";
+	const char *const keywords[] = {"dbname", name, "client_encoding", "user", "password", NULL};
+	const char *const values[] = {conninfo, application_name, "UTF8", role, password, NULL};
 	PGconn *connection = PQconnectStartParams(keywords, values, true);
-	char sql[96];
 
 	if (connection == NULL)
 	{
@@ -81,13 +94,10 @@ database_connect(const char *conninfo, const char *application_name, int stateme
 		return NULL;
 	}
 	PQsetNoticeProcessor(connection, ignore_notice, NULL);
-
-	/* What we write are counts and the log, of which a crash may lose the last second. */
-	snprintf(sql, sizeof(sql), "SET statement_timeout = %d; SET synchronous_commit = off",
-			 statement_timeout);
-	if (finish_connecting(connection, deadline, error) && PQsetnonblocking(connection, true) == 0)
+	if (finish_connecting(connection, deadline, error) &&
+		is_authenticated(connection, password, error) && PQsetnonblocking(connection, true) == 0)
 	{
-		PGresult *result = database_query(connection, sql, deadline, error, NULL);
+		PGresult *result = database_query(connection, settings, deadline, error, NULL);
 
 		PQclear(result);
 		if (result != NULL)
@@ -95,6 +105,25 @@ database_connect(const char *conninfo, const char *application_name, int stateme
 	}
 	PQfinish(connection);
 	return NULL;
+}
+
+PGconn *
+database_connect(const char *conninfo, const char *application_name, int statement_timeout,
+				 int64_t deadline, char *error)
+{
+	char settings[96];
+
+	/* What we write are counts and the log, of which a crash may lose the last second. */
+	snprintf(settings, sizeof(settings), "SET statement_timeout = %d; SET synchronous_commit = off",
+			 statement_timeout);
+	return connect_as(conninfo, NULL, NULL, application_name, settings, deadline, error);
+}
+
+PGconn *
+database_sign_in(const char *conninfo, const char *role, const char *password,
+				 const char *application_name, const char *settings, int64_t deadline, char *error)
+{
+	return connect_as(conninfo, role, password, application_name, settings, deadline, error);
 }
 
 bool
@@ -148,14 +177,12 @@ describe(PGconn *connection, const PGresult *result, char *error, char *sqlstate
 		snprintf(sqlstate, 6, "%s", code);
 }
 
-PGresult *
-database_result(PGconn *connection, int64_t deadline, char *error, char *sqlstate)
+/* The last result of what has been sent, be it an error; NULL: none has come. */
+static PGresult *
+receive_result(PGconn *connection, int64_t deadline, char *error)
 {
 	PGresult *last = NULL;
 	PGresult *next;
-
-	if (sqlstate != NULL)
-		sqlstate[0] = '\0';
 
 	if (!flush(connection, deadline))
 		goto lost;
@@ -175,12 +202,6 @@ database_result(PGconn *connection, int64_t deadline, char *error, char *sqlstat
 
 	if (last == NULL)
 		snprintf(error, DATABASE_ERROR_SIZE, "%s", PQerrorMessage(connection));
-	else if (result_is_error(last))
-	{
-		describe(connection, last, error, sqlstate);
-		PQclear(last);
-		last = NULL;
-	}
 	return last;
 
 lost:
@@ -190,6 +211,34 @@ lost:
 		snprintf(error, DATABASE_ERROR_SIZE, "%s", PQerrorMessage(connection));
 	PQclear(last);
 	return NULL;
+}
+
+PGresult *
+database_result(PGconn *connection, int64_t deadline, char *error, char *sqlstate)
+{
+	PGresult *result = receive_result(connection, deadline, error);
+
+	if (sqlstate != NULL)
+		sqlstate[0] = '\0';
+	if (result != NULL && result_is_error(result))
+	{
+		describe(connection, result, error, sqlstate);
+		PQclear(result);
+		result = NULL;
+	}
+	return result;
+}
+
+PGresult *
+database_execute(PGconn *connection, const char *sql, int count, const char *const *values,
+				 int64_t deadline, char *error)
+{
+	if (PQsendQueryParams(connection, sql, count, NULL, values, NULL, NULL, 0) != 1)
+	{
+		snprintf(error, DATABASE_ERROR_SIZE, "%s", PQerrorMessage(connection));
+		return NULL;
+	}
+	return receive_result(connection, deadline, error);
 }
 
 PGresult *

@@ -29,6 +29,14 @@ extern PGconn *database_connect(const char *conninfo, const char *application_na
 								int statement_timeout, int64_t deadline, char *error);
 
 /*
+ * Opens one as another role, with its password, after which the statements in settings
+ * are run. NULL, and error says why, also where the server did not ask for the password.
+ */
+extern PGconn *database_sign_in(const char *conninfo, const char *role, const char *password,
+								const char *application_name, const char *settings,
+								int64_t deadline, char *error);
+
+/*
  * Whether an idle connection is still good, as far as one can tell without
  * asking the server; takes in notifications that have arrived.
  */
@@ -41,6 +49,15 @@ extern bool database_alive(PGconn *connection);
  * caller clears the result.
  */
 extern PGresult *database_result(PGconn *connection, int64_t deadline, char *error, char *sqlstate)
+	__attribute__((warn_unused_result));
+
+/*
+ * Runs a statement with parameters in text format. Gives its result, which may be an
+ * error and which the caller clears; NULL, with an error text: the connection is of no
+ * more use.
+ */
+extern PGresult *database_execute(PGconn *connection, const char *sql, int count,
+								  const char *const *values, int64_t deadline, char *error)
 	__attribute__((warn_unused_result));
 
 /* Sends one or several statements without parameters, then as database_result. */

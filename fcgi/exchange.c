@@ -4,7 +4,6 @@
  */
 #include "exchange.h"
 #include "clock.h"
-#include "config.h"
 #include "fastcgi.h"
 
 #include <stdlib.h>
@@ -46,14 +45,14 @@ exchange_read_json(const Exchange *exchange, Buffer *body)
 
 	if (!is_json(exchange))
 		return REFUSAL_UNSUPPORTED_MEDIA_TYPE;
-	if (expected > config.max_body)
+	if (expected > (long long) body->limit)
 		return REFUSAL_BODY_TOO_LARGE;
 	if (expected > 0 && expected < (long long) step)
 		step = (size_t) expected + 1; /* one more than will come: so the first read is the last */
 
 	for (;;)
 	{
-		size_t room = (size_t) config.max_body - body->length;
+		size_t room = body->limit - body->length;
 		char *end;
 		char beyond;
 		size_t length;
@@ -112,6 +111,8 @@ exchange_begin_head(const Exchange *exchange, int status, Buffer *head)
 	else
 		reply_status(head, status);
 	reply_header(head, "x-request-id", exchange->id);
+	if (exchange->confidential)
+		reply_header(head, "Cache-Control", "no-store");
 	if (exchange->judged && authorization->has_limit)
 	{
 		reply_number(head, "x-ratelimit-limit", authorization->requests_per_minute);

@@ -32,6 +32,7 @@ typedef struct Exchange
 	Authorization authorization;
 	const char *allow; /* the method that the address takes, for a 405 */
 	bool guards;	   /* the answer is for a web server that asks whether a request may pass */
+	bool confidential; /* nobody on the way may keep the answer */
 
 	/* what is known of the outcome */
 	int64_t started;	/* clock_ms() */
@@ -46,7 +47,7 @@ typedef struct Exchange
 /* A parameter of the request (RFC 3875, 4.1), which lives as long as that; NULL: none. */
 extern const char *exchange_param(const Exchange *exchange, const char *name);
 
-/* Reads a JSON body to its end, as long as that is within bounds. */
+/* Reads a JSON body to its end, as long as that is within the buffer's limit. */
 extern Refusal exchange_read_json(const Exchange *exchange, Buffer *body)
 	__attribute__((warn_unused_result));
 

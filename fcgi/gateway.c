@@ -13,6 +13,7 @@
 #include "routes.h"
 #include "task.h"
 #include "traffic.h"
+#include "url.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -400,17 +401,7 @@ gateway_models(Exchange *exchange)
 	exchange_answer_json(exchange, json_pack("{s:s,s:o}", "object", "list", "data", data));
 }
 
-/* The value of a hexadecimal digit, or -1. */
-static int
-hex_value(char c)
-{
-	static const char digits[] = "0123456789abcdef";
-	const char *digit = c != '\0' ? strchr(digits, c >= 'A' && c <= 'F' ? c + 'a' - 'A' : c) : NULL;
-
-	return digit != NULL ? (int) (digit - digits) : -1;
-}
-
-/* The path's rest with its percent-encoding (RFC 3986, 2.1) undone; NULL: it is no model's name. */
+/* The path's rest as a model's name; NULL: it is none. */
 static json_t *
 decode_name(const char *text, size_t length)
 {
@@ -418,31 +409,13 @@ decode_name(const char *text, size_t length)
 	json_t *value = NULL;
 
 	buffer_init(&name, 4 * CHAT_MODEL_MAX);
-	for (size_t i = 0; i < length; i++)
-	{
-		char c = text[i];
-
-		if (c == '%')
-		{
-			int high = hex_value(text[i + 1]); /* a NUL at the latest ends both */
-			int low = high >= 0 ? hex_value(text[i + 2]) : -1;
-
-			if (low < 0)
-				goto done;
-			c = (char) (high << 4 | low);
-			i += 2;
-		}
-		buffer_append(&name, &c, 1);
-	}
-	if (!name.failed && name.length > 0)
+	if (url_decode(text, length, &name) && name.length > 0)
 		value = json_stringn(name.data, name.length); /* NULL: not UTF-8 */
 	if (!chat_is_model_name(value))
 	{
 		json_decref(value);
 		value = NULL;
 	}
-
-done:
 	buffer_free(&name);
 	return value;
 }

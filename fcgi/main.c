@@ -7,9 +7,11 @@
 #include "handover.h"
 #include "listener.h"
 #include "log.h"
+#include "reader.h"
 #include "recorder.h"
 #include "relay.h"
 #include "server.h"
+#include "session.h"
 #include "task.h"
 
 #include <errno.h>
@@ -91,6 +93,8 @@ main(int argc, char **argv)
 	if (!log_start())
 		return EXIT_FAILURE;
 	forbid_cores();
+	reader_init();
+	session_init();
 	if (!server_init() || !relay_init() || (listener = listener_open()) < 0 || !recorder_start())
 	{
 		log_stop();
@@ -111,6 +115,8 @@ main(int argc, char **argv)
 	if (!idle)
 		_exit(EXIT_SUCCESS); /* tasks still run: leave what they use alone */
 	tasks_stop();
+	session_finish();
+	reader_finish();
 	authorizer_finish();
 	return EXIT_SUCCESS;
 }

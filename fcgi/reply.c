@@ -35,6 +35,7 @@ static const struct
 									"Invalid permission. Must be gateway:read, gateway:write, "
 									"logs:read or analytics:read",
 									"INVALID_PERMISSION"},
+	[REFUSAL_INVALID_QUERY] = {400, "The query string cannot be read", "INVALID_PARAMETER"},
 	[REFUSAL_MISSING_KEY] =
 		{401,
 		 "{\"error\":\"Missing API key. Use one of: X-API-Key: YOUR_KEY, X-RegPilot-Key: YOUR_KEY,"
@@ -44,8 +45,11 @@ static const struct
 		 NULL},
 	[REFUSAL_INVALID_KEY] = {401, "{\"error\":\"Invalid or inactive API key\"}", NULL},
 	[REFUSAL_REVOKED_KEY] = {401, "{\"error\":\"API key has been revoked\"}", NULL},
+	[REFUSAL_NOT_SIGNED_IN] = {401, "You are not signed in", "NOT_SIGNED_IN"},
+	[REFUSAL_SIGN_IN_FAILED] = {401, "Wrong role or password", "SIGN_IN_FAILED"},
 	[REFUSAL_FORBIDDEN] = {403, "{\"error\":\"Insufficient permissions for this operation\"}",
 						   NULL},
+	[REFUSAL_CROSS_SITE] = {403, "This is for the dashboard's own page", "CROSS_SITE"},
 	[REFUSAL_NOT_FOUND] = {404, "There is nothing at this address", "NOT_FOUND"},
 	[REFUSAL_MODEL_NOT_FOUND] = {404, "No upstream serves this model or quality tier",
 								 "MODEL_NOT_FOUND"},
@@ -55,6 +59,7 @@ static const struct
 	[REFUSAL_UNSUPPORTED_MEDIA_TYPE] = {415, "Content-Type must be application/json",
 										"UNSUPPORTED_MEDIA_TYPE"},
 	[REFUSAL_RATE_LIMITED] = {429, NULL, NULL}, /* made in refusal_body() */
+	[REFUSAL_SIGN_IN_THROTTLED] = {429, "Too many failed attempts to sign in", "SIGN_IN_THROTTLED"},
 	[REFUSAL_HEADERS_TOO_LARGE] = {431, "The headers are too large", "HEADERS_TOO_LARGE"},
 	[REFUSAL_INTERNAL_ERROR] = {500, "The gateway could not make an answer", "INTERNAL_ERROR"},
 	[REFUSAL_UPSTREAM_FAILED] = {502, "The upstream failed", "UPSTREAM_FAILED"},
@@ -62,6 +67,11 @@ static const struct
 									  "DATABASE_UNAVAILABLE"},
 	[REFUSAL_TOO_MANY_STREAMS] = {503, "Too many answers are being relayed at the moment",
 								  "TOO_MANY_STREAMS"},
+	[REFUSAL_UNREACHABLE] = {503, "The database cannot be reached at the moment",
+							 "DATABASE_UNAVAILABLE"},
+	[REFUSAL_TOO_MANY_SESSIONS] = {503, "Too many sessions are open at the moment",
+								   "TOO_MANY_SESSIONS"},
+	[REFUSAL_QUERY_TIMEOUT] = {503, "The database took too long", "QUERY_TIMEOUT"},
 	[REFUSAL_UPSTREAM_TIMEOUT] = {504, "The upstream did not answer in time", "UPSTREAM_TIMEOUT"},
 };
 
@@ -111,6 +121,8 @@ reason(int status)
 			return "No Content";
 		case 400:
 			return "Bad Request";
+		case 308:
+			return "Permanent Redirect";
 		case 401:
 			return "Unauthorized";
 		case 403:

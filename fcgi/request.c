@@ -6,6 +6,7 @@
 #include "clock.h"
 #include "config.h"
 #include "credentials.h"
+#include "dashboard.h"
 #include "exchange.h"
 #include "gateway.h"
 #include "health.h"
@@ -13,6 +14,7 @@
 #include "metrics.h"
 #include "recorder.h"
 #include "server.h"
+#include "session.h"
 #include "traffic.h"
 
 #include <errno.h>
@@ -29,6 +31,7 @@ typedef struct Endpoint
 	const char *path;		/* one that ends in "/" stands for all that is below it */
 	const char *method;		/* NULL: any */
 	bool open;				/* needs no key */
+	bool probe;				/* asked every few seconds: no line of log while all is well */
 	bool guard;				/* /auth: the key is for something else than us */
 	const char *permission; /* NULL: any valid key */
 	void (*serve)(Exchange *exchange);
@@ -64,6 +67,7 @@ serve_metrics(Exchange *exchange)
 	recorder_metrics(&body);
 	traffic_metrics(&body);
 	health_metrics(&body);
+	session_metrics(&body);
 	server_metrics(&body);
 	metrics_single(&body, "regpilot_log_lines_lost_total", "counter",
 				   "Lines of log that could not be written.", log_lost());
@@ -154,9 +158,9 @@ serve_chat_completions(Exchange *exchange)
 }
 
 static const Endpoint endpoints[] = {
-	{.path = "/healthz", .method = "GET", .open = true, .serve = serve_health},
-	{.path = "/readyz", .method = "GET", .open = true, .serve = serve_ready},
-	{.path = "/metrics", .method = "GET", .open = true, .serve = serve_metrics},
+	{.path = "/healthz", .method = "GET", .open = true, .probe = true, .serve = serve_health},
+	{.path = "/readyz", .method = "GET", .open = true, .probe = true, .serve = serve_ready},
+	{.path = "/metrics", .method = "GET", .open = true, .probe = true, .serve = serve_metrics},
 	{.path = "/auth", .guard = true, .serve = serve_auth},
 	{.path = "/api/auth/verify", .method = "GET", .serve = serve_verify},
 	{.path = "/api/ai/chat", .method = "POST", .permission = "gateway:write", .serve = serve_chat},
@@ -168,6 +172,15 @@ static const Endpoint endpoints[] = {
 	 .method = "POST",
 	 .permission = "gateway:write",
 	 .serve = gateway_embeddings},
+	{.path = "/api/logs", .method = "GET", .permission = "logs:read", .serve = dashboard_key_logs},
+	{.path = "/api/analytics",
+	 .method = "GET",
+	 .permission = "analytics:read",
+	 .serve = dashboard_key_analytics},
+	{.path = "/openapi.json", .method = "GET", .open = true, .serve = dashboard_asset},
+	{.path = "/dashboard/api/", .open = true, .serve = dashboard_api},
+	{.path = "/dashboard/", .method = "GET", .open = true, .serve = dashboard_asset},
+	{.path = "/dashboard", .method = "GET", .open = true, .serve = dashboard_redirect},
 	{.path = "/v1/models", .method = "GET", .permission = "gateway:read", .serve = gateway_models},
 	{.path = "/v1/models/", .method = "GET", .permission = "gateway:read", .serve = gateway_model},
 };
@@ -442,7 +455,7 @@ request_serve(Fastcgi *fastcgi, int client)
 		histogram_observe(&first_bytes, (exchange.first_byte - exchange.started) * 1000);
 	answers[endpoint != NULL ? endpoint - endpoints : (ptrdiff_t) ENDPOINTS][exchange.status]++;
 	/* Successful probes, which come every few seconds, would only hide the rest. */
-	if (config.log_requests && !(endpoint != NULL && endpoint->open && exchange.status == 200))
+	if (config.log_requests && !(endpoint != NULL && endpoint->probe && exchange.status == 200))
 		log_request(&exchange, endpoint);
 	if (exchange.judged && exchange.authorization.verdict == VERDICT_OK)
 		record_outcome(&exchange);

@@ -157,7 +157,7 @@ bound_connections(void)
 		config.kept_upstreams = (int) files.rlim_max / DESCRIPTORS_IDLE / config.threads + 1;
 	else
 		config.kept_upstreams = IDLE_MAX / config.threads + 1;
-	others = DESCRIPTORS_SHARED +
+	others = DESCRIPTORS_SHARED + (rlim_t) config.max_sessions +
 			 (rlim_t) config.threads * (DESCRIPTORS_THREAD + (rlim_t) config.kept_upstreams);
 	if (files.rlim_max < others + DESCRIPTORS_EACH * (rlim_t) config.max_connections)
 	{

@@ -146,7 +146,7 @@ is_deeply([ grep { $shown{$_} > 1 } sort keys %shown ], [], 'no metric is shown 
 
 # --- not enough descriptors: a limit that is known from the start
 
-restart({}, undef, 'prlimit', '--nofile=92');
+restart({ REGPILOT_MAX_SESSIONS => 0 }, undef, 'prlimit', '--nofile=92');
 my $seen = $site->in_parallel(
 	24,
 	sub {

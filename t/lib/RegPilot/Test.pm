@@ -232,6 +232,30 @@ sub create_key
 	return split /\|/, $self->sql("SELECT key_id, key FROM regpilot.create_key($arguments)");
 }
 
+# --- people at the dashboard
+
+# A role that signs in with a password: an admin, or a member of these projects. Gives its password.
+sub add_person
+{
+	my ($self, $role, %option) = @_;
+	my $node = $self->{node};
+	my $password = "the 'password' of $role " . int rand 1e9;
+	my $hba = $node->data_dir . '/pg_hba.conf';
+	if (slurp_file($hba) !~ /^local all \+people/m)
+	{
+		my $rest = slurp_file($hba);
+		unlink $hba;
+		append_to_file($hba, "local all +people scram-sha-256\n$rest");
+		$self->sql('CREATE ROLE people');
+		$node->reload;
+	}
+	my $group = $option{admin} ? 'regpilot_admin' : 'regpilot_reader';
+	# (a password is in the server's log as it is said)
+	$self->sql(qq{SET log_statement = none; SET log_min_duration_statement = -1; CREATE ROLE "$role" LOGIN PASSWORD '} . $password =~ s/'/''/gr . qq{' IN ROLE people, $group});
+	$self->sql("INSERT INTO regpilot.project_member VALUES ('$_', '$role')") foreach @{ $option{projects} // [] };
+	return $password;
+}
+
 # Of one key, after a flush.
 sub overview
 {

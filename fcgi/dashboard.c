@@ -497,7 +497,8 @@ dashboard_api(Exchange *exchange)
 	session = find_session(exchange);
 	if (session == NULL && (operation->sql != NULL || operation->serve != NULL))
 	{
-		exchange_refuse(exchange, REFUSAL_NOT_SIGNED_IN);
+		exchange_refuse(exchange,
+						exchange_find_key(exchange) ? REFUSAL_NOT_FOR_KEYS : REFUSAL_NOT_SIGNED_IN);
 		return;
 	}
 	if (operation->serve != NULL)

@@ -22,6 +22,16 @@ exchange_param(const Exchange *exchange, const char *name)
 	return fastcgi_param(exchange->fastcgi, name);
 }
 
+bool
+exchange_find_key(Exchange *exchange)
+{
+	const char *values[CREDENTIAL_HEADERS];
+
+	for (int i = 0; i < CREDENTIAL_HEADERS; i++)
+		values[i] = exchange_param(exchange, credential_params[i]);
+	return credentials_find(values, &exchange->credential);
+}
+
 /* ---- the body ---- */
 
 /* Whether the request says that its body is JSON. */

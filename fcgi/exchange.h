@@ -47,6 +47,9 @@ typedef struct Exchange
 /* A parameter of the request (RFC 3875, 4.1), which lives as long as that; NULL: none. */
 extern const char *exchange_param(const Exchange *exchange, const char *name);
 
+/* Looks for a key in the headers that may have one; exchange->credential is it. False: there is none. */
+extern bool exchange_find_key(Exchange *exchange) __attribute__((warn_unused_result));
+
 /* Reads a JSON body to its end, as long as that is within the buffer's limit. */
 extern Refusal exchange_read_json(const Exchange *exchange, Buffer *body)
 	__attribute__((warn_unused_result));

@@ -49,6 +49,7 @@ static const struct
 	[REFUSAL_SIGN_IN_FAILED] = {401, "Wrong role or password", "SIGN_IN_FAILED"},
 	[REFUSAL_FORBIDDEN] = {403, "{\"error\":\"Insufficient permissions for this operation\"}",
 						   NULL},
+	[REFUSAL_NOT_FOR_KEYS] = {403, "No API key opens this address", "FORBIDDEN"},
 	[REFUSAL_CROSS_SITE] = {403, "This is for the dashboard's own page", "CROSS_SITE"},
 	[REFUSAL_NOT_FOUND] = {404, "There is nothing at this address", "NOT_FOUND"},
 	[REFUSAL_MODEL_NOT_FOUND] = {404, "No upstream serves this model or quality tier",

@@ -5,7 +5,6 @@
 #include "request.h"
 #include "clock.h"
 #include "config.h"
-#include "credentials.h"
 #include "dashboard.h"
 #include "exchange.h"
 #include "gateway.h"
@@ -330,14 +329,11 @@ static Refusal
 authorize(Exchange *exchange, const Endpoint *endpoint)
 {
 	const char *permission = endpoint->permission;
-	const char *values[CREDENTIAL_HEADERS];
-	Credential *credential = &exchange->credential;
+	const Credential *credential = &exchange->credential;
 
 	if (endpoint->guard && !find_permission(exchange, &permission))
 		return REFUSAL_INVALID_PERMISSION;
-	for (int i = 0; i < CREDENTIAL_HEADERS; i++)
-		values[i] = exchange_param(exchange, credential_params[i]);
-	if (!credentials_find(values, credential))
+	if (!exchange_find_key(exchange))
 		return REFUSAL_MISSING_KEY;
 
 	exchange->asked = true;

@@ -23,7 +23,6 @@ my @unprovoked = (
 );
 push @unprovoked,
   ' 503 TOO_MANY_SESSIONS$',    # how many there may be is not said here
-  '^GET /dashboard/.* 403 FORBIDDEN$',    # a role that may see nothing
   '^(?!POST /dashboard/api/session ).* /dashboard/.* 503 DATABASE_UNAVAILABLE$'    # a session ends with its connection
   unless grep { $_ eq '/dashboard' } @later;
 
@@ -358,7 +357,8 @@ if (!is_later('/dashboard'))
 		my @arguments = ($operation, $project, $key_id);
 		is(as($alice, @arguments, headers => [$alice])->{json}{code}, 'CROSS_SITE', "$name: only from the page");
 		next if $name eq 'POST /dashboard/api/session';
-		is(as("X-API-Key: $key", @arguments)->{json}{code}, 'NOT_SIGNED_IN', "$name: a key opens nothing");
+		is(as("X-API-Key: $key", @arguments)->{json}{code}, 'FORBIDDEN', "$name: a key opens nothing");
+		is(as('X-Nothing: 1', @arguments)->{json}{code}, 'NOT_SIGNED_IN', "$name: for who has signed in");
 		next if !$operation->{requestBody};
 		is(as($bob, @arguments)->{json}{code}, 'FORBIDDEN', "$name: for admins alone");
 	}

@@ -210,7 +210,7 @@ foreach my $path ('/api/logs?limit=0', '/api/logs?limit=1001', '/api/logs?cursor
 	$answer = $site->get($path, "X-API-Key: $new_key");
 	is("$answer->{status} $answer->{json}{code}", '400 INVALID_PARAMETER', "$path: refused");
 }
-is(outcome(call(undef, 'GET', 'projects', undef, 'X-API-Key' => $new_key)), '401 NOT_SIGNED_IN', 'a key opens nothing of the dashboard');
+is(outcome(call(undef, 'GET', 'projects', undef, 'X-API-Key' => $new_key)), '403 FORBIDDEN', 'a key opens nothing of the dashboard');
 
 # --- many at once, in one session
 

@@ -372,6 +372,15 @@ find_operation(Exchange *exchange, const char **id, size_t *id_length)
 	return NULL;
 }
 
+/* The fields of the request's query, none where it has no query; NULL: they cannot be read. */
+static json_t *
+read_query(const Exchange *exchange)
+{
+	const char *query = strchr(exchange_param(exchange, "REQUEST_URI"), '?');
+
+	return url_query(query != NULL ? query + 1 : "");
+}
+
 /* The name of a field of the wrong type; NULL: there is none. */
 static const char *
 find_wrong_type(json_t *fields)
@@ -397,7 +406,6 @@ find_wrong_type(json_t *fields)
 static json_t *
 read_fields(Exchange *exchange, const Operation *operation)
 {
-	const char *query = strchr(exchange_param(exchange, "REQUEST_URI"), '?');
 	Refusal refusal = REFUSAL_INVALID_QUERY;
 	json_t *fields = NULL;
 	const char *wrong;
@@ -405,7 +413,7 @@ read_fields(Exchange *exchange, const Operation *operation)
 
 	buffer_init(&body, BODY_MAX < config.max_body ? BODY_MAX : (size_t) config.max_body);
 	if (strcmp(operation->method, "POST") != 0)
-		fields = url_query(query != NULL ? query + 1 : "");
+		fields = read_query(exchange);
 	else
 	{
 		refusal = exchange_read_json(exchange, &body);
@@ -524,8 +532,7 @@ dashboard_api(Exchange *exchange)
 static void
 serve_key(Exchange *exchange, const char *sql)
 {
-	const char *query = strchr(exchange_param(exchange, "REQUEST_URI"), '?');
-	json_t *fields = url_query(query != NULL ? query + 1 : "");
+	json_t *fields = read_query(exchange);
 	char *text = json_dumps(fields, JSON_COMPACT);
 	const char *values[] = {exchange->authorization.project_id, text};
 	QueryResult result;

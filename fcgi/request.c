@@ -9,6 +9,7 @@
 #include "exchange.h"
 #include "gateway.h"
 #include "health.h"
+#include "hex.h"
 #include "log.h"
 #include "metrics.h"
 #include "recorder.h"
@@ -386,7 +387,6 @@ record_outcome(Exchange *exchange)
 static bool
 make_id(char id[33])
 {
-	static const char digits[] = "0123456789abcdef";
 	static __thread unsigned char pool[256];
 	static __thread size_t left;
 
@@ -397,14 +397,8 @@ make_id(char id[33])
 			return false;
 		left = sizeof(pool);
 	}
-	for (size_t i = 0; i < 16; i++)
-	{
-		unsigned char byte = pool[--left];
-
-		id[2 * i] = digits[byte >> 4];
-		id[2 * i + 1] = digits[byte & 15];
-	}
-	id[32] = '\0';
+	left -= 16;
+	hex_encode(pool + left, 16, id);
 	return true;
 }
 

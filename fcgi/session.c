@@ -13,6 +13,7 @@
 #include "config.h"
 #include "database.h"
 #include "gate.h"
+#include "hex.h"
 #include "log.h"
 #include "metrics.h"
 #include "task.h"
@@ -336,17 +337,11 @@ open_connection(void *argument)
 static bool
 make_token(char token[SESSION_TOKEN_SIZE])
 {
-	static const char digits[] = "0123456789abcdef";
 	unsigned char bytes[(SESSION_TOKEN_SIZE - 1) / 2];
 
 	if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes))
 		return false;
-	for (size_t i = 0; i < sizeof(bytes); i++)
-	{
-		token[2 * i] = digits[bytes[i] >> 4];
-		token[2 * i + 1] = digits[bytes[i] & 15];
-	}
-	token[2 * sizeof(bytes)] = '\0';
+	hex_encode(bytes, sizeof(bytes), token);
 	OPENSSL_cleanse(bytes, sizeof(bytes));
 	return true;
 }
